@@ -1,0 +1,95 @@
+"""What an engine tells while it works: progress, notes, time and memory. Never part of a result."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+
+import psutil
+
+
+class Kind(StrEnum):
+    """What happened."""
+
+    STARTED = "started"
+    ADVANCED = "advanced"
+    FINISHED = "finished"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened to one piece of work."""
+
+    kind: Kind
+    place: str  # of the stage
+    name: str  # of the unit, or what is done to the whole, e.g. "merge node/all/1-00000"
+    position: int = 0  # what is done of `total`; 0 of 0 where the work does not count
+    total: int = 0
+    seconds: float = 0.0  # since the piece started
+    bytes: int = 0  # stored by it, once finished
+    peak_bytes: int = 0  # largest unique memory (USS) of its process so far
+    note: str = ""  # a sentence, for notes
+    pid: int = field(default_factory=os.getpid)
+
+
+Tell = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Tell nobody."""
+
+
+class Outbox:
+    """Events that wait to be fetched. Of consecutive advances of one piece only the latest is kept."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Add one."""
+        with self._lock:
+            last = self._events[-1] if self._events else None
+            if last and last.kind == event.kind == Kind.ADVANCED and last.name == event.name:
+                self._events.pop()
+            self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """All that wait; they wait no longer."""
+        with self._lock:
+            events, self._events = self._events, []
+            return events
+
+
+class PeakMemory:
+    """Samples the unique memory (USS) of this process while the block runs, ten times a second."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._process = psutil.Process()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            self._sample()
+
+    def _sample(self) -> None:
+        self.bytes = max(self.bytes, self._process.memory_full_info().uss)
+
+    def __enter__(self) -> PeakMemory:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._sample()

@@ -1,0 +1,291 @@
+"""Low-rank plus diagonal Laplace from one pass of random columns through the GGN."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, merge_in_order
+from afterfit.errors import RankError
+from afterfit.frozen import Frozen
+from afterfit.layout import Tile
+from afterfit.linalg.nystrom import nystrom_factor
+from afterfit.network.likelihoods import Likelihood
+from afterfit.network.workbench import Declaration, Outline, Workbench, bound_likelihood
+from afterfit.precision import CORE, state_dtype
+from afterfit.resources import GB
+from afterfit.rows import row_backend
+from afterfit.rows.protocol import Rows
+from afterfit.seeds import Seed, signs
+
+IMAGE_SHARE = 0.25
+"""Part of `memory_gb` for the images that one worker accumulates."""
+
+
+class GgnNystrom(Frozen):
+    """Laplace with the GGN's leading eigenpairs, found by a sketch, and the prior in all other directions.
+
+    Source: Tropp, Yurtsever, Udell, Cevher (2017), arXiv:1706.05736, on the GGN.
+    """
+
+    name: Literal["ggn_nystrom"] = "ggn_nystrom"
+    num_probes: int = Field(64, gt=0)
+    """S: random sign columns; the rank plus ten is usual."""
+    rank: int | None = Field(None, gt=0)
+    """R: eigenpairs kept, at most S; all that stand above rounding by default."""
+    prior_precision: float | Literal["auto"] = "auto"
+    """Inverse prior variance of the weights; `auto` chooses it as `tuning` says."""
+    temperature: float | Literal["auto"] = 1.0
+    """T divides the data's curvature."""
+    data_fraction: Literal[1.0] = 1.0
+    """A sketch holds all of the data."""
+    complement: Literal["none", "prior"] = "prior"
+    """`prior`: low rank plus diagonal; `none`: the subspace only."""
+    tuning: Literal["validation", "marginal_likelihood"] = "marginal_likelihood"
+    """What `auto` maximises."""
+    seed: int = 0
+    """Names the probes."""
+
+    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
+        """The sketch, the Nystrom cores with the factor's eigenvalues, and its eigenvectors by tiles."""
+        if self.rank is not None and self.rank > self.num_probes:
+            raise RankError(
+                f"Asked for rank {self.rank} from a sketch of {self.num_probes} probes; lower `rank`, or set "
+                f"`num_probes` to at least {self.rank + 10}."
+            )
+        return {
+            "sketch": Declaration(recipe=GgnSketch(self.num_probes, self.seed, likelihood), data=("train",)),
+            "curvature": Declaration(
+                recipe=NystromCurvature(self.num_probes, self.seed, self.rank), inputs={"sketch": "sketch"}
+            ),
+            "basis": Declaration(recipe=NystromBasis(), inputs={"sketch": "sketch", "curvature": "curvature"}),
+        }
+
+
+def probes(seed: int, tile: Tile, num_probes: int, dtype: torch.dtype) -> Tensor:
+    """The sign columns of one tile, (P_tile, S), made again wherever they are needed."""
+    key = Seed(seed, ("probes",)).key()
+    return signs(key, range(tile.offset, tile.offset + tile.size), num_probes, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class GgnSketch:
+    """Image Y = G Omega of the GGN, summed over the data.
+
+    Units are shards for each group of tiles whose images fit the memory. Leaves behind `image` by tiles (P_tile, S),
+    `log_density` (1,) in nats and `count` (1,).
+    Cost: for each group one pass of rows over the data and 4 R P S multiplications for R rows.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "reduce"
+
+    num_probes: int
+    seed: int
+    likelihood: Likelihood
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Every shard for every group of tiles."""
+        budget = IMAGE_SHARE * outline.memory_gb * GB
+        groups = outline.layout.groups(self.num_probes * outline.state_bytes, budget)
+        return [
+            Unit(
+                f"tiles-{group[0].name}-shard-{number:05d}",
+                {"tiles": [tile.name for tile in group], "start": shard.start, "stop": shard.stop},
+                tree=f"tiles-{group[0].name}",
+                cost=len(shard),
+            )
+            for group in groups
+            for number, shard in enumerate(outline.shards("train"))
+        ]
+
+    def on(self, bench: Workbench) -> "_SketchReducer":
+        """Needs the network and the training data."""
+        return _SketchReducer(replace(self, likelihood=bound_likelihood(self.likelihood, bench)), bench)
+
+
+@dataclass(frozen=True)
+class _SketchReducer:
+    recipe: GgnSketch
+    bench: Workbench
+
+    def leaf(self, unit: Unit, cursor: Cursor) -> State:
+        start, stop = unit.details["start"], unit.details["stop"]
+        micro_batch, data = self.bench.micro_batch, self.bench.data("train")
+        wanted = set(unit.details["tiles"])
+        tiles = [tile for tile in self.bench.network.layout if tile.name in wanted]
+        return fold(
+            SketchSum(self.recipe, self.bench, tiles),
+            lambda position: batches(data, start + position * micro_batch, stop, micro_batch),
+            -(-(stop - start) // micro_batch),
+            cursor,
+        )
+
+    def merge(self, left: State, right: State) -> State:
+        return add(left, right)
+
+    def finalise(self, state: State) -> Result:
+        return Result.of_state(state)
+
+
+@dataclass(frozen=True)
+class SketchSum:
+    """Accumulates the image of some tiles; where they hold the first tile, the log density too."""
+
+    recipe: GgnSketch
+    bench: Workbench
+    tiles: Sequence[Tile]
+
+    def init(self) -> State:
+        """No data: all zeros."""
+        dtype = state_dtype(self.bench.network.dtype)
+        state = {f"image/{tile.name}": torch.zeros(tile.size, self.recipe.num_probes, dtype=dtype) for tile in self.tiles}
+        if self._is_first:
+            state["log_density/all"] = torch.zeros(1, dtype=CORE)
+            state["count/all"] = torch.zeros(1, dtype=torch.int64)
+        return state
+
+    @property
+    def _is_first(self) -> bool:
+        return self.tiles[0].offset == 0
+
+    def accumulate(self, state: State, batch: Batch) -> State:
+        """Add R^T (R Omega) of one micro-batch, in place."""
+        rows = row_backend(self.bench.network, self.bench.memory_gb).rows(batch, self.recipe.likelihood.root)
+        pushed_BSk = self._push(rows)
+        for tile, image_PS in rows.transpose_times(pushed_BSk, self.tiles):
+            state[f"image/{tile}"].add_(image_PS.cpu())
+        if self._is_first:
+            state["count/all"].add_(len(batch))
+            if batch.targets is not None:
+                targets = batch.targets.to(rows.outputs_BC.device)
+                state["log_density/all"].add_(
+                    self.recipe.likelihood.log_density(rows.outputs_BC, targets).double().sum().cpu()
+                )
+        return state
+
+    def _push(self, rows: Rows) -> Tensor:
+        layout, dtype = self.bench.network.layout, state_dtype(self.bench.network.dtype)
+        return rows.times(_Probes(self.recipe, {tile.name: tile for tile in layout}, dtype))
+
+    def merge(self, left: State, right: State) -> State:
+        """Tile by tile."""
+        return add(left, right)
+
+
+@dataclass(frozen=True)
+class _Probes(Mapping[str, Tensor]):
+    """Omega by tiles, each made when it is asked for."""
+
+    recipe: GgnSketch
+    tiles: Mapping[str, Tile]
+    dtype: torch.dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return probes(self.recipe.seed, self.tiles[name], self.recipe.num_probes, self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tiles)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+
+@dataclass(frozen=True)
+class NystromCurvature:
+    """The factor's eigenvalues, from two cores that are sums over tiles: Omega^T Y and Y^T Y, in float64.
+
+    Leaves behind `combination` (S, K), and `curvature` (1, K, K), `log_density` and `count` like every curvature.
+    Cost: 4 P S^2 multiplications in float64.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "reduce"
+
+    num_probes: int
+    seed: int
+    rank: int | None
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Groups of tiles; whole sub-trees of the sum over tiles."""
+        groups = outline.layout.groups(self.num_probes * outline.state_bytes, IMAGE_SHARE * outline.memory_gb * GB)
+        return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]}) for group in groups]
+
+    def on(self, bench: Workbench) -> "_CoresReducer":
+        """Needs the sketch."""
+        return _CoresReducer(self, bench)
+
+
+@dataclass(frozen=True)
+class _CoresReducer:
+    recipe: NystromCurvature
+    bench: Workbench
+
+    def leaf(self, unit: Unit, cursor: Cursor) -> State:
+        images = self.bench.input("sketch").tiles("image")
+        tiles = {tile.name: tile for tile in self.bench.layout}
+
+        def cores() -> Iterator[State]:
+            for name in unit.details["tiles"]:
+                image_PS = images[name].to(CORE)
+                omega_PS = probes(self.recipe.seed, tiles[name], self.recipe.num_probes, CORE)
+                yield {"cross/all": omega_PS.mT @ image_PS, "square/all": image_PS.mT @ image_PS}
+
+        return merge_in_order(add, cores())
+
+    def merge(self, left: State, right: State) -> State:
+        return add(left, right)
+
+    def finalise(self, state: State) -> Result:
+        sketch = self.bench.input("sketch")
+        dtype = next(iter(sketch.tiles("image").values())).dtype
+        factor = nystrom_factor(state["cross/all"], state["square/all"], dtype)
+        kept = len(factor.values) if self.recipe.rank is None else min(self.recipe.rank, len(factor.values))
+        values_K = factor.values[:kept]
+        return Result(
+            tensors={
+                "combination": [("all", factor.combination[:, :kept])],
+                "curvature": [("all", torch.diag(values_K)[None])],
+                "eigenvalues": [("all", values_K)],
+                "log_density": [("all", sketch.tensor("log_density"))],
+                "count": [("all", sketch.tensor("count"))],
+            },
+            facts={"rank": kept},
+        )
+
+
+@dataclass(frozen=True)
+class NystromBasis:
+    """The factor's eigenvectors U = Y combination by tiles, (P_tile, K), orthonormal. Cost: 2 P S K."""
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Groups of tiles, for workers to share."""
+        num_probes = outline.input("curvature").tensor("combination").shape[0]
+        groups = outline.layout.groups(2 * num_probes * outline.state_bytes, IMAGE_SHARE * outline.memory_gb * GB)
+        return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]}) for group in groups]
+
+    def on(self, bench: Workbench) -> "_NystromBasisTask":
+        """Needs the sketch and the cores."""
+        return _NystromBasisTask(bench)
+
+
+@dataclass(frozen=True)
+class _NystromBasisTask:
+    bench: Workbench
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        combination_SK = self.bench.input("curvature").tensor("combination")
+        images = self.bench.input("sketch").tiles("image")
+
+        def columns() -> Iterator[tuple[str, Tensor]]:
+            for name in unit.details["tiles"]:
+                image_PS = images[name]
+                yield name, (image_PS.to(CORE) @ combination_SK).to(image_PS.dtype)
+
+        return Result(tensors={"basis": columns()})

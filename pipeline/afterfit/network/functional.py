@@ -1,0 +1,105 @@
+"""Any `nn.Module` as a pure function of the chosen weights: the one adapter between the program and user models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from afterfit.errors import NetworkError
+from afterfit.layout import Layout
+
+OutputRule = Literal["auto", "last_token"]
+"""How outputs become (B, C): `auto` takes logits, or a tensor; `last_token` takes the last attended position."""
+
+
+class Network:
+    """A trained module, its chosen weights in a layout, and its outputs as (B, C).
+
+    The module is never edited: weights are overridden by `torch.func.functional_call`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        weights: str | Sequence[str] = "*",
+        *,
+        output: OutputRule = "auto",
+        tile_weights: int | None = None,
+    ):
+        check_usable(module)
+        self.module = module
+        self.output = output
+        self.layout = Layout.of(module, weights, tile_weights)
+        state = dict(module.named_parameters())
+        self.weights: dict[str, Tensor] = {
+            block.name: state[block.name].detach() for block in self.layout.blocks
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the chosen weights."""
+        return next(iter(self.weights.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first chosen weight."""
+        return next(iter(self.weights.values())).device
+
+    def __call__(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Outputs (B, C), with some of the weights replaced.
+
+        Args:
+            inputs: keyed by forward's argument names.
+            weights: block name -> tensor shaped like the block; what is not named keeps its trained value.
+        """
+        placed = {name: self._place(value) for name, value in inputs.items()}
+        raw = torch.func.functional_call(self.module, dict(weights or {}), (), placed)
+        return self._outputs(raw, placed)
+
+    def _place(self, value: Tensor) -> Tensor:
+        floating = value.is_floating_point()
+        return value.to(self.device, self.dtype if floating else value.dtype)
+
+    def _outputs(self, raw: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        logits = raw if isinstance(raw, Tensor) else getattr(raw, "logits", None)
+        if logits is None:
+            raise NetworkError(
+                f"The network returned {type(raw).__name__} without `logits`; return a tensor or an object with logits."
+            )
+        if self.output == "last_token":
+            mask = inputs.get("attention_mask")
+            if mask is None:
+                return logits[:, -1]
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            last = (mask * positions).argmax(dim=1)
+            return torch.take_along_dim(logits, last[:, None, None], dim=1)[:, 0]
+        if logits.dim() == 1:
+            return logits[:, None]
+        if logits.dim() > 2:
+            raise NetworkError(
+                f"The network's output has shape {tuple(logits.shape)}; (examples, outputs) is needed. "
+                "For a language model set `output: last_token`."
+            )
+        return logits
+
+
+def check_usable(module: nn.Module) -> None:
+    """Refuse what would make a posterior meaningless.
+
+    Raises:
+        NetworkError: for no weights, weights that are not finite, or train mode with dropout or batch norm.
+    """
+    named = dict(module.named_parameters())
+    if not named:
+        raise NetworkError("The network has no weights.")
+    for name, weight in named.items():
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise NetworkError(f"The weight {name!r} is not finite; train again or load another checkpoint.")
+    for name, part in module.named_modules():
+        noisy = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        if part.training and (noisy or isinstance(part, nn.modules.batchnorm._BatchNorm)):
+            raise NetworkError(
+                f"The network is in train mode and {name or type(part).__name__!r} behaves differently there; "
+                "call `network.eval()` first."
+            )

@@ -1,0 +1,76 @@
+"""What a recipe finds on the worker it runs on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
+
+from afterfit.algebra import Artifact, Examples, Reducer, Rounds, Steps, Task, Unit
+from afterfit.layout import Layout
+from afterfit.network.functional import Network
+from afterfit.network.likelihoods import Gaussian, Likelihood
+
+
+class Outline(Protocol):
+    """What is known of a fit without loading its weights; the driver plans units from it."""
+
+    layout: Layout
+    num_outputs: int
+    memory_gb: float
+    micro_batch: int  # examples of a micro-batch, a pure function of the layout, outputs and memory
+    state_bytes: int  # of one number of a sum over data: 8 where the network computes in float64, else 4
+
+    def num_examples(self, role: str) -> int:
+        """Length of the data set that plays `role` ("train", "validation", ...)."""
+        ...
+
+    def shards(self, role: str) -> Sequence[range]:
+        """The fixed shard table of a data set: consecutive ranges of examples."""
+        ...
+
+    def input(self, role: str) -> Artifact:
+        """The finished artifact of an input stage, by the role it plays for this recipe."""
+        ...
+
+
+class Workbench(Outline, Protocol):
+    """An outline with the weights and the data at hand."""
+
+    @property
+    def network(self) -> Network:
+        """The trained network, in eval mode, loaded once a worker."""
+        ...
+
+    def data(self, role: str) -> Examples:
+        """The data set that plays `role`."""
+        ...
+
+
+class Recipe(Protocol):
+    """A frozen record of choices that a stage is made from. Its fields and VERSION are the stage's key."""
+
+    VERSION: ClassVar[int]  # raised when the numbers change
+    verb: ClassVar[str]  # "map", "reduce" or "iterate": how the engine runs what `on` returns
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """The pieces of work, from sizes only."""
+        ...
+
+    def on(self, bench: Workbench) -> Task | Reducer | Rounds | Steps:
+        """Bind the choices to a worker's network and data."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """A stage as a method declares it: what to run, on which other stages and data sets."""
+
+    recipe: Recipe
+    inputs: Mapping[str, str] = field(default_factory=dict)  # role for the recipe -> name of another stage
+    data: Sequence[str] = ()  # roles of the data sets that it reads
+
+
+def bound_likelihood(likelihood: Likelihood, outline: Outline) -> Likelihood:
+    """The likelihood with its noise known: a Gaussian's unknown variance is the artifact that plays `noise`."""
+    if isinstance(likelihood, Gaussian) and likelihood.noise_variance is None:
+        return replace(likelihood, noise_variance=float(outline.input("noise").facts["noise_variance"]))
+    return likelihood

@@ -1,0 +1,198 @@
+"""A run as a YAML file: read strictly, every mistake named with its line and the nearest name. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from afterfit.data.settings import DataSettings
+from afterfit.errors import ConfigError
+from afterfit.frozen import Frozen
+from afterfit.network.settings import NetworkSettings
+from afterfit.training.settings import TrainingSettings
+
+
+class LikelihoodSettings(Frozen):
+    """What the network's outputs mean."""
+
+    name: Literal["categorical", "bernoulli", "gaussian"] = "categorical"
+    """Classes by logits, yes or no by logits, or numbers with Gaussian noise."""
+    noise_variance: PositiveFloat | None = None
+    """Of a Gaussian, in squared units of the target; fitted on the training data by default."""
+
+
+class DataRoles(Frozen):
+    """Which data set plays which role."""
+
+    train: DataSettings
+    """What the network was, or will be, trained on; the posterior is fitted on it."""
+    validation: DataSettings | None = None
+    """For choosing prior precision, temperature and data fraction."""
+    evaluation: Mapping[str, DataSettings] = Field(default_factory=dict)
+    """Name -> data with targets to score; the first one is the inside of out-of-distribution detection."""
+    out_of_distribution: Mapping[str, DataSettings] = Field(default_factory=dict)
+    """Name -> data that the network should be unsure about."""
+
+
+class PredictionSettings(Frozen):
+    """From the Gaussian over outputs to probabilities."""
+
+    link: Literal["monte_carlo", "probit", "laplace_bridge"] = "monte_carlo"
+    """How the softmax is averaged over the Gaussian."""
+    num_draws: PositiveInt = 512
+    """Draws of the Monte Carlo link."""
+
+
+class RunConfig(Frozen):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """For people, and for the default store `runs/<name>`."""
+    store: str | None = None
+    """Directory or URI (s3://, gs://) of the store."""
+    network: NetworkSettings
+    """Which network."""
+    training: TrainingSettings | None = None
+    """How to train it; without, its weights are taken as they are."""
+    likelihood: LikelihoodSettings = LikelihoodSettings()
+    """What its outputs mean."""
+    data: DataRoles
+    """Which data."""
+    method: Mapping[str, Any] = Field(default_factory=lambda: {"name": "ella"})
+    """Which method, by `name`, and its choices; `afterfit methods` lists them."""
+    prediction: PredictionSettings = PredictionSettings()
+    """How probabilities are made."""
+    memory_gb: PositiveFloat = 2.0
+    """Budget of one worker for what is explicit at once, besides the network and its activations. Part of the keys,
+    since it fixes the micro-batch."""
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    """Examples of a micro-batch; `auto` computes it from sizes and memory."""
+    num_shards: PositiveInt | Literal["auto"] = "auto"
+    """Of the training data; `auto` makes shards of at least 30 s on a reference device."""
+    tile_weights: PositiveInt | None = None
+    """Weights of a tile; chosen from the network's size by default."""
+
+    @property
+    def where(self) -> str:
+        """The store's URI."""
+        return self.store or f"runs/{self.name}"
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, set what `--set` says, and check everything that can be checked without torch.
+
+    Args:
+        path: of the file.
+        overrides: "path.to.field=value" each, the value in YAML.
+
+    Raises:
+        ConfigError: one sentence for the first mistake, with its line.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"The configuration {path!r} cannot be read ({error.strerror}); check the path.") from error
+    return parse_config(text, overrides, path)
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), name: str = "configuration") -> RunConfig:
+    """The same from text."""
+    try:
+        tree = yaml.safe_load(text)
+        lines = _lines(yaml.compose(text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(f"{where}: this is not YAML ({getattr(error, 'problem', error)}).") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: a configuration is a mapping of fields; see configs/quickstart.yaml.")
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, tree, lines, name)) from error
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"`--set {override}` has no value; write path.to.field=value.")
+    *parents, last = path.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"`--set {override}`: {parent!r} is not a mapping, so nothing can be set below it.")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`--set {override}`: the value is not YAML; quote it.") from error
+
+
+Path_ = tuple[str | int, ...]
+
+
+def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
+    """Path of every key -> its line, counted from 1."""
+    found: dict[Path_, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            found[(*path, key.value)] = key.start_mark.line + 1
+            found |= _lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            found |= _lines(value, (*path, number))
+    return found
+
+
+def _sentence(error: ValidationError, tree: dict[str, Any], lines: Mapping[Path_, int], name: str) -> str:
+    first = error.errors()[0]
+    place: Path_ = tuple(part for part in first["loc"] if _is_in(tree, part, first["loc"]))
+    line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
+    where = f"{name}:{line}" if line else name
+    dotted = ".".join(str(part) for part in place) or "the configuration"
+    rest = len(error.errors()) - 1
+    more = f" ({rest} more)" if rest else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(place[:-1])
+        near = get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}."
+        return f"{where}: there is no field {dotted!r}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{where}: the field {'.'.join(map(str, first['loc']))!r} is missing; add it.{more}"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {dotted}: {what[:1].lower()}{what[1:]}.{more}"
+
+
+def _is_in(tree: Any, part: str | int, loc: tuple[str | int, ...]) -> bool:
+    """Whether a part of pydantic's location is a key of the file, and not the name of a union's member."""
+    node = tree
+    for step in loc:
+        if isinstance(node, dict) and step in node or isinstance(node, list) and isinstance(step, int) and step < len(node):
+            node = node[step]
+            if step == part:
+                return True
+        elif step == part:
+            return False
+    return False
+
+
+def _fields_at(place: Path_) -> list[str]:
+    """Names of the fields that are known at a place."""
+    model: Any = RunConfig
+    for step in place:
+        field = getattr(model, "model_fields", {}).get(str(step))
+        candidates = _models(field.annotation) if field is not None else _models(model)
+        model = candidates[0] if candidates else model
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _models(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]

@@ -1,0 +1,113 @@
+"""From a request to its graph of stages."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from afterfit.errors import ConfigError
+from afterfit.network.likelihoods import Gaussian
+from afterfit.network.workbench import Declaration
+from afterfit.plan.predictions import FitPosterior, Predictions, Scores
+from afterfit.plan.request import FitRequest
+from afterfit.plan.stage import Stage
+from afterfit.plan.tuning import Tuning
+from afterfit.predict.linearised import OutputFeatures
+from afterfit.training.noise import NoiseVariance
+
+
+def posterior_plan(request: FitRequest) -> list[Stage]:
+    """The stages of a fit in an order in which each finds its inputs finished.
+
+    Raises:
+        ConfigError: if the method is to be tuned by validation and there are no validation data.
+    """
+    declared = dict(_declarations(request))
+    stages: dict[str, Stage] = {}
+    for name in _in_order(declared):
+        stages[name] = _stage(request, name, declared[name], stages)
+    return list(stages.values())
+
+
+def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
+    method, likelihood = request.method, request.likelihood
+    yield "point_estimate", Declaration(recipe=request.training, data=("train",))
+    if isinstance(likelihood, Gaussian) and likelihood.noise_variance is None:
+        yield "noise", Declaration(recipe=NoiseVariance(), data=("train",))
+    yield from method.stages(likelihood).items()
+    evaluated = (*request.in_distribution, *request.out_of_distribution)
+    is_auto = "auto" in (method.prior_precision, method.temperature, method.data_fraction)
+    validates = is_auto and method.tuning == "validation"
+    if validates and "validation" not in request.data:
+        raise ConfigError(
+            "Choosing by validation needs validation data; give `data.validation`, set "
+            "`method.tuning: marginal_likelihood`, or give numbers for prior precision, temperature and data fraction."
+        )
+    with_kernel = method.complement == "prior"
+    for role in dict.fromkeys((*(["validation"] if validates else []), *evaluated)):
+        recipe = OutputFeatures(role, with_kernel)
+        yield f"features-{role}", Declaration(recipe=recipe, inputs={"basis": "basis"}, data=(role,))
+    yield "tuning", Declaration(
+        recipe=Tuning(
+            likelihood,
+            method.prior_precision,
+            method.temperature,
+            method.data_fraction,
+            method.complement,
+            method.tuning,
+            request.link,
+        ),
+        inputs={"curvature": "curvature", "network": "point_estimate"}
+        | ({"validation": "features-validation"} if validates else {}),
+    )
+    yield "posterior", Declaration(
+        recipe=FitPosterior(likelihood, method.complement),
+        inputs={"curvature": "curvature", "tuning": "tuning", "network": "point_estimate"},
+    )
+    for role in evaluated:
+        yield f"predictions-{role}", Declaration(
+            recipe=Predictions(role, likelihood, request.link, request.num_draws),
+            inputs={"features": f"features-{role}", "posterior": "posterior"},
+        )
+    if evaluated:
+        yield "scores", Declaration(
+            recipe=Scores(likelihood.name, request.in_distribution, request.out_of_distribution),
+            inputs={role: f"predictions-{role}" for role in evaluated},
+        )
+
+
+def _in_order(declared: Mapping[str, Declaration]) -> list[str]:
+    ordered: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        for upstream in declared[name].inputs.values():
+            visit(upstream)
+        ordered.setdefault(name)
+
+    for name in declared:
+        visit(name)
+    return list(ordered)
+
+
+def _stage(request: FitRequest, name: str, declaration: Declaration, done: Mapping[str, Stage]) -> Stage:
+    inputs = {role: done[upstream] for role, upstream in declaration.inputs.items()}
+    context: dict[str, Any] = {}
+    if declaration.data:
+        context = {
+            "network": request.network.identity,
+            "layout": request.layout.fingerprint,
+            "micro_batch": request.micro_batch,
+            "memory_gb": request.memory_gb,
+        }
+        if name != "point_estimate":
+            inputs["network"] = done["point_estimate"]
+    if "noise" in done and _has_likelihood(declaration.recipe):
+        inputs["noise"] = done["noise"]
+    data = {
+        role: {"identity": request.data[role].identity, "num_shards": request.data[role].num_shards}
+        for role in declaration.data
+    }
+    return Stage(name, declaration.recipe, inputs, data, context)
+
+
+def _has_likelihood(recipe: Any) -> bool:
+    return is_dataclass(recipe) and any(field.name == "likelihood" and field.type is not str for field in fields(recipe))

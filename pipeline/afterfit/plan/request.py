@@ -1,0 +1,63 @@
+"""What is asked for, resolved: the same record from a configuration file and from Python."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from afterfit.layout import Layout
+from afterfit.network.likelihoods import Likelihood
+from afterfit.network.workbench import Declaration, Recipe
+from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
+from afterfit.posterior.links import Link
+
+
+class Method(Protocol):
+    """A method of the table: choices, and the stages they make, `basis` and `curvature` among them."""
+
+    name: str
+    prior_precision: Any
+    temperature: Any
+    data_fraction: Any
+    complement: Any
+    tuning: Any
+
+    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
+        """Its stages by name."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """A fit, with everything opened and measured that its plan depends on."""
+
+    network: NetworkSource
+    training: Recipe  # how the point estimate is made
+    layout: Layout
+    num_outputs: int
+    state_bytes: int
+    likelihood: Likelihood
+    method: Method
+    data: Mapping[str, DataSource]  # "train", maybe "validation", and those to evaluate on
+    in_distribution: tuple[str, ...] = ()  # roles that have targets
+    out_of_distribution: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()  # roles of data added to "train" later
+    link: Link = "monte_carlo"
+    num_draws: int = 512
+    memory_gb: float = 2.0
+    micro_batch: int = 1
+    forward_flops: float = 0.0  # of one example
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for people; never in a key
+
+    def bench(self, store_uri: str, inputs: Mapping[str, str]) -> BenchSpec:
+        """What the workers of one stage need."""
+        return BenchSpec(
+            store_uri=store_uri,
+            network=self.network,
+            data=self.data,
+            layout=self.layout,
+            num_outputs=self.num_outputs,
+            state_bytes=self.state_bytes,
+            memory_gb=self.memory_gb,
+            micro_batch=self.micro_batch,
+            inputs=inputs,
+        )

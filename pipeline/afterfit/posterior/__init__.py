@@ -1,0 +1,1 @@
+"""Gaussians over weights and over outputs, and what they say about targets."""

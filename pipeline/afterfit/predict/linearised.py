@@ -1,0 +1,118 @@
+"""What a linearised posterior needs of each example: its outputs, its features J V, and its own kernel J J^T."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold
+from afterfit.network.workbench import Outline, Workbench
+from afterfit.precision import state_dtype
+from afterfit.rows import row_backend
+from afterfit.rows.columns import held_columns
+from afterfit.rows.protocol import RowBackend, unit_cotangents
+
+
+class Linearised(NamedTuple):
+    """Of one micro-batch."""
+
+    mean_BC: Tensor  # outputs of the trained network
+    features_BCK: Tensor  # J V
+    kernel_BCC: Tensor | None  # J J^T, where it was asked for
+
+
+def linearise(backend: RowBackend, batch: Batch, basis: Mapping[str, Tensor], *, with_kernel: bool) -> Linearised:
+    """Outputs, features and kernel of a micro-batch, in the dtype that sums are kept in."""
+    rows = backend.rows(batch, unit_cotangents)
+    dtype = state_dtype(rows.outputs_BC.dtype)
+    features_BCK = rows.times(basis).to(dtype)
+    kernel_BCC = rows.gram().to(dtype) if with_kernel else None
+    return Linearised(rows.outputs_BC.to(dtype), features_BCK, kernel_BCC)
+
+
+@dataclass(frozen=True)
+class OutputFeatures:
+    """Cache outputs, features and targets of a data set, so that tuning and predicting need no other pass.
+
+    Leaves behind, one tile a shard: `mean` (n, C), `features` (n, C, K), `target`, `index`, and `kernel` (n, C, C)
+    if asked for. Cost: one pass of rows over the data; K C numbers stored for each example.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    role: str
+    with_kernel: bool
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Shards of the data set."""
+        return [
+            Unit(f"shard-{number:05d}", {"start": shard.start, "stop": shard.stop}, cost=len(shard))
+            for number, shard in enumerate(outline.shards(self.role))
+        ]
+
+    def on(self, bench: Workbench) -> "_FeaturesTask":
+        """Needs the network, the data set and the basis."""
+        return _FeaturesTask(self, bench)
+
+
+@dataclass(frozen=True)
+class _FeaturesTask:
+    recipe: OutputFeatures
+    bench: Workbench
+
+    @cached_property
+    def basis(self) -> Mapping[str, Tensor]:
+        """V by tiles."""
+        tiles = self.bench.input("basis").tiles("basis")
+        return held_columns(tiles, self.bench.network.layout, self.bench.memory_gb)
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        start, stop = unit.details["start"], unit.details["stop"]
+        micro_batch, data = self.bench.micro_batch, self.bench.data(self.recipe.role)
+        state = fold(
+            _Collect(self),
+            lambda position: batches(data, start + position * micro_batch, stop, micro_batch),
+            -(-(stop - start) // micro_batch),
+            cursor,
+        )
+        families = dict.fromkeys(name.partition("/")[0] for name in state)
+        return Result(
+            tensors={
+                family: [(unit.name, torch.cat([state[name] for name in state if name.startswith(f"{family}/")]))]
+                for family in families
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Collect:
+    """Keeps what each micro-batch gave, in order."""
+
+    task: _FeaturesTask
+
+    @cached_property
+    def backend(self) -> RowBackend:
+        return row_backend(self.task.bench.network, self.task.bench.memory_gb)
+
+    def init(self) -> State:
+        return {}
+
+    def accumulate(self, state: State, batch: Batch) -> State:
+        made = linearise(self.backend, batch, self.task.basis, with_kernel=self.task.recipe.with_kernel)
+        place = f"{int(batch.indexes[0]):012d}"
+        new = dict(state)
+        new[f"mean/{place}"] = made.mean_BC.cpu()
+        new[f"features/{place}"] = made.features_BCK.cpu()
+        new[f"index/{place}"] = batch.indexes
+        if made.kernel_BCC is not None:
+            new[f"kernel/{place}"] = made.kernel_BCC.cpu()
+        if batch.targets is not None:
+            new[f"target/{place}"] = batch.targets
+        return new
+
+    def merge(self, left: State, right: State) -> State:
+        return {**left, **right}

@@ -1,0 +1,62 @@
+"""Rows of the Jacobian of a micro-batch: the one primitive that every method uses.
+
+Row (b, s) is u_bs^T J(x_b), P numbers, for cotangents u (B, S, C). Rows are never stored whole: what is explicit at
+once is one group of tiles.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch
+from afterfit.layout import Tile
+
+Cotangents = Callable[[Tensor], Tensor]
+"""From the outputs (B, C) of the micro-batch to its cotangents (B, S, C)."""
+
+
+class Rows(Protocol):
+    """The rows of one micro-batch, in the order (b, s)."""
+
+    outputs_BC: Tensor
+    num_cotangents: int  # S
+
+    def times(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """R V, (B, S, k) in float64, for V as tiles (P_tile, k), which may be lazy.
+
+        Tiles are summed in float64 in the layout's order, so the bits do not depend on how they are grouped.
+        """
+        ...
+
+    def transpose_times(self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """R^T W by tile, each (P_tile, k), for W (B, S, k); of some tiles or of all."""
+        ...
+
+    def gram(self) -> Tensor:
+        """R_b R_b^T of each example, (B, S, S) in float64: the NTK of an example with itself."""
+        ...
+
+    def squares(self, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The sum of R*R over the rows by tile, each (P_tile,)."""
+        ...
+
+    def materialise(self, tiles: Sequence[Tile]) -> Iterator[tuple[str, Tensor]]:
+        """The columns of these tiles, each (B, S, P_tile)."""
+        ...
+
+
+class RowBackend(Protocol):
+    """Makes rows of one network. `functional` takes any module."""
+
+    def rows(self, batch: Batch, cotangents: Cotangents) -> Rows:
+        """The rows of a micro-batch."""
+        ...
+
+
+def unit_cotangents(outputs_BC: Tensor) -> Tensor:
+    """One row for each output: (B, C, C)."""
+    num_outputs = outputs_BC.shape[1]
+    eye = torch.eye(num_outputs, dtype=outputs_BC.dtype, device=outputs_BC.device)
+    return eye.expand(len(outputs_BC), num_outputs, num_outputs)
