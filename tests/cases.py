@@ -1,7 +1,7 @@
-"""Tiny networks of every family, in float64, with dense ground truth: the table that every method is tested over.
+"""Tiny networks in float64 with dense ground truth: the table that every method is tested over.
 
-A new kind of network costs one row of `NETWORK_CASES`. The oracles here are plain loops over autograd and full
-(P, P) matrices; they use nothing of `afterfit.rows` or `afterfit.linalg`.
+A new kind of network costs one row of `NETWORK_CASES`. The oracles here are plain loops over autograd and
+full (P, P) matrices; they use nothing of `afterfit.rows` or `afterfit.linalg`.
 """
 
 import math
@@ -11,20 +11,13 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    LlamaConfig,
-    ViTConfig,
-)
 
 from afterfit.algebra import Batch, batches
 from afterfit.layout import Layout
 from afterfit.network.functional import Network, OutputRule
 from afterfit.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from afterfit.seeds import Seed, normals
+from tiny_networks import bert, conv_net, llama, mlp, numbers, tokens, vit
 
 TILE_WEIGHTS = 48
 """Small enough that every network here has several tiles, and large blocks are cut."""
@@ -50,7 +43,9 @@ class TensorExamples:
     def batch(self, indexes: Sequence[int]) -> Batch:
         """These examples, in this order."""
         chosen = torch.tensor(list(indexes), dtype=torch.int64)
-        return Batch({name: value[chosen] for name, value in self.inputs.items()}, self.labels[chosen], chosen)
+        return Batch(
+            {name: value[chosen] for name, value in self.inputs.items()}, self.labels[chosen], chosen
+        )
 
     def targets(self) -> Tensor:
         """All of them."""
@@ -138,109 +133,27 @@ def _set_weights(module: nn.Module, seed: Seed) -> None:
                 statistic.copy_(0.5 + normals(seed.child(name), *statistic.shape).square())
 
 
-# The networks.
-
-
-def _mlp(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(num_inputs, num_hidden), nn.Tanh(), nn.Dropout(0.1), nn.Linear(num_hidden, num_outputs)
-    )
-
-
-def _conv_net() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16, 3),
-    )
-
-
-def _vit(attention: str) -> nn.Module:
-    config = ViTConfig(
-        image_size=6,
-        patch_size=3,
-        num_channels=1,
-        hidden_size=6,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        num_labels=3,
-    )
-    return AutoModelForImageClassification.from_config(config, attn_implementation=attention)
-
-
-def _bert(attention: str) -> nn.Module:
-    config = BertConfig(
-        vocab_size=13,
-        hidden_size=6,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=8,
-        num_labels=3,
-    )
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
-
-
-def _llama(attention: str) -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=6,
-        max_position_embeddings=16,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=None,
-    )
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-
-
-# Their inputs.
-
-
-def _numbers(seed: Seed, num: int, *, name: str, shape: Sequence[int]) -> Mapping[str, Tensor]:
-    return {name: normals(seed.child(name), num, *shape, dtype=torch.float64)}
-
-
-def _tokens(seed: Seed, num: int, *, vocabulary: int, length: int) -> Mapping[str, Tensor]:
-    """Sentences of different lengths, padded on the right."""
-    generator = seed.child("tokens").generator()
-    tokens = torch.randint(0, vocabulary, (num, length), generator=generator)
-    lengths = torch.randint(2, length + 1, (num,), generator=generator)
-    mask = (torch.arange(length) < lengths[:, None]).long()
-    return {"input_ids": tokens * mask, "attention_mask": mask}
-
-
 NETWORK_CASES: tuple[NetworkCase, ...] = (
     NetworkCase(
         "mlp",
-        partial(_mlp, 5, 12, 4),
-        partial(_numbers, name="input", shape=(5,)),
+        partial(mlp, 5, 12, 4),
+        partial(numbers, name="input", shape=(5,)),
         num_outputs=4,
         num_weights=124,
         num_examples=14,
     ),
     NetworkCase(
         "conv_net",
-        _conv_net,
-        partial(_numbers, name="input", shape=(1, 4, 4)),
+        conv_net,
+        partial(numbers, name="input", shape=(1, 4, 4)),
         num_outputs=3,
         num_weights=251,
         num_examples=10,
     ),
     NetworkCase(
         "vit",
-        _vit,
-        partial(_numbers, name="pixel_values", shape=(1, 6, 6)),
+        vit,
+        partial(numbers, name="pixel_values", shape=(1, 6, 6)),
         num_outputs=3,
         num_weights=431,
         num_examples=9,
@@ -248,8 +161,8 @@ NETWORK_CASES: tuple[NetworkCase, ...] = (
     ),
     NetworkCase(
         "bert",
-        _bert,
-        partial(_tokens, vocabulary=13, length=5),
+        bert,
+        partial(tokens, vocabulary=13, length=5),
         num_outputs=3,
         num_weights=515,
         num_examples=9,
@@ -257,8 +170,8 @@ NETWORK_CASES: tuple[NetworkCase, ...] = (
     ),
     NetworkCase(
         "llama",
-        _llama,
-        partial(_tokens, vocabulary=11, length=6),
+        llama,
+        partial(tokens, vocabulary=11, length=6),
         num_outputs=11,
         num_weights=448,
         num_examples=6,
@@ -268,8 +181,8 @@ NETWORK_CASES: tuple[NetworkCase, ...] = (
     ),
     NetworkCase(
         "regression",
-        partial(_mlp, 4, 16, 2),
-        partial(_numbers, name="input", shape=(4,)),
+        partial(mlp, 4, 16, 2),
+        partial(numbers, name="input", shape=(4,)),
         num_outputs=2,
         num_weights=114,
         num_examples=13,
@@ -277,8 +190,8 @@ NETWORK_CASES: tuple[NetworkCase, ...] = (
     ),
     NetworkCase(
         "bernoulli",
-        partial(_mlp, 4, 18, 1),
-        partial(_numbers, name="input", shape=(4,)),
+        partial(mlp, 4, 18, 1),
+        partial(numbers, name="input", shape=(4,)),
         num_outputs=1,
         num_weights=109,
         num_examples=16,
@@ -303,7 +216,7 @@ def flat(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def dense_jacobian(network: Network, batch: Batch) -> Tensor:
-    """Derivatives of every output in every weight, (B, C, P): one backward pass for each entry of the outputs."""
+    """Derivatives of all outputs in all weights, (B, C, P): one backward pass for each output."""
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in network.weights.items()}
     outputs_BC = network(batch.inputs, leaves)
     rows = []
@@ -347,7 +260,7 @@ def dense_precision(case: NetworkCase, prior_precision: float, temperature: floa
 def dense_laplace(
     case: NetworkCase, prior_precision: float, temperature: float = 1.0
 ) -> Callable[[Batch], Tensor]:
-    """Linearised Laplace: from a micro-batch to the covariance of its outputs, J (GGN / T + prior I)^-1 J^T, (B, C, C)."""
+    """Linearised Laplace: from a micro-batch to J (GGN / T + prior I)^-1 J^T, (B, C, C)."""
     network = case.network()
     factor_PP = torch.linalg.cholesky(dense_precision(case, prior_precision, temperature))
 
@@ -369,11 +282,13 @@ def dense_evidence(case: NetworkCase, prior_precision: float, temperature: float
     fit = case.likelihood.log_density(dense_outputs(network, everything), case.examples.targets()).sum()
     weights_P = flat(network.layout, network.weights)
     scaled_PP = dense_precision(case, prior_precision, temperature) / prior_precision
-    return float(fit / temperature - prior_precision * weights_P @ weights_P / 2 - torch.logdet(scaled_PP) / 2)
+    return float(
+        fit / temperature - prior_precision * weights_P @ weights_P / 2 - torch.logdet(scaled_PP) / 2
+    )
 
 
 def assert_near(actual: Tensor, expected: Tensor, rtol: float) -> None:
-    """Every entry agrees to rtol of the largest expected one; entries that cancel have no digits of their own."""
+    """Every entry agrees to rtol of the largest one expected; what cancels has no digits of its own."""
     assert actual.shape == expected.shape
     worst = float((actual.double() - expected.double()).abs().max())
     scale = float(expected.double().abs().max())

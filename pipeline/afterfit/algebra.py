@@ -1,7 +1,7 @@
 """What a fit is made of: sums over data that any engine may split, and iterations whose steps run in order.
 
-A *state* is a flat mapping "family/tile" -> tensor, for example {"image/00003": (P_tile, S)}. It can go into the
-store as it is, and it merges tile by tile.
+A *state* is a flat mapping "family/tile" -> tensor, for example {"image/00003": (P_tile, S)}. It can go into
+the store as it is, and it merges tile by tile.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,10 @@ class Batch(NamedTuple):
 class Examples(Protocol):
     """A data set of known length whose examples can be had in any order, the same each time."""
 
-    num_examples: int
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        ...
 
     def batch(self, indexes: Sequence[int]) -> Batch:
         """These examples, in this order."""
@@ -52,7 +55,8 @@ def batches(examples: Examples, start: int, stop: int, micro_batch: int) -> Iter
 class Result:
     """What a piece of work leaves in the store. Tensors may be lazy: they are written tile by tile."""
 
-    tensors: Mapping[str, Iterable[tuple[str, Tensor]]] = field(default_factory=dict)  # family -> (tile, tensor)
+    # family -> (tile, tensor)
+    tensors: Mapping[str, Iterable[tuple[str, Tensor]]] = field(default_factory=dict)
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
 
@@ -204,8 +208,8 @@ class Rounds(Protocol):
 class Gang(Protocol):
     """The workers that make one step together, seen from one of them.
 
-    The recipe fixes the number of slices; each worker runs some of them, and every sum is taken in the order of
-    the slices, so the bits do not depend on how many workers there are.
+    The recipe fixes the number of slices; each worker runs some of them, and every sum is taken in the order
+    of the slices, so the bits do not depend on how many workers there are.
     """
 
     num_slices: int
@@ -244,7 +248,9 @@ def add(left: State, right: State) -> State:
     return {name: left[name] + right[name] for name in left}
 
 
-def fold(accumulator: Accumulator, items: Callable[[int], Iterable[Any]], total: int, cursor: Cursor) -> State:
+def fold(
+    accumulator: Accumulator, items: Callable[[int], Iterable[Any]], total: int, cursor: Cursor
+) -> State:
     """Accumulate items from where the cursor stands to the end.
 
     Args:
@@ -271,7 +277,7 @@ def merge_in_order(merge: Callable[[Item, Item], Item], items: Iterable[Item]) -
     for item in items:
         level = 0
         while stack and stack[-1][0] == level:
-            item = merge(stack.pop()[1], item)  # noqa: PLW2901
+            item = merge(stack.pop()[1], item)
             level += 1
         stack.append((level, item))
     if not stack:

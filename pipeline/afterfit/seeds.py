@@ -1,4 +1,4 @@
-"""Randomness as a named place: any draw is made again anywhere from a root and a path, never stored or sent."""
+"""Randomness as a named place: any draw is made again anywhere from a root and a path, never stored."""
 
 from dataclasses import dataclass
 from hashlib import sha256

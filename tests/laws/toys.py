@@ -2,19 +2,19 @@
 
 import os
 import signal
-import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from afterfit.algebra import Cursor, Gang, Progress, Result, State, Stop, Unit, add, fold
-from afterfit.engine import Event, Work, open_engine
+from afterfit.engine import EngineName, Event, Kind, Work, open_engine
 from afterfit.errors import NumericalError
 from afterfit.seeds import Seed, normals
 from afterfit.store.directory import open_store
@@ -27,6 +27,17 @@ UNITS = [Unit(f"shard-{index}", {"index": index}) for index in range(5)]
 FOREST = [Unit(f"pair-{index}", {"index": index}, tree=f"tree-{index % 2}") for index in range(5)]
 
 
+class Ran(NamedTuple):
+    """What a run left and told."""
+
+    digests: Mapping[str, str]  # place -> digest, of all artifacts in the store
+    events: Sequence[Event]
+
+    @property
+    def notes(self) -> list[str]:
+        return [event.note for event in self.events if event.kind == Kind.NOTE]
+
+
 @dataclass(frozen=True)
 class Toy:
     """What all of them share."""
@@ -34,11 +45,13 @@ class Toy:
     log: Path  # gets a line for every moment
     kill_at: str = ""  # the moment at which the process is killed
     fail_at: str = ""  # the moment at which the work fails
+    pause_s: float = 0.0  # at every moment
 
     def moment(self, name: str) -> None:
         """Note that we are here; die here if that was asked for and has not happened yet."""
         with self.log.open("a") as log:
             log.write(f"{name}\n")
+        time.sleep(self.pause_s)
         if name == self.kill_at:
             died = self.log.with_suffix(".died")
             if not died.exists():
@@ -52,7 +65,11 @@ class ToySum(Toy):
     """Sums of squares of wild size, in float32, as a Task and a Reducer."""
 
     def init(self) -> State:
-        return {"sum/00000": torch.zeros(40), "sum/00001": torch.zeros(24), "count/all": torch.zeros((), dtype=torch.int64)}
+        return {
+            "sum/00000": torch.zeros(40),
+            "sum/00001": torch.zeros(24),
+            "count/all": torch.zeros((), dtype=torch.int64),
+        }
 
     def accumulate(self, state: State, item: tuple[Unit, int]) -> State:
         unit, position = item
@@ -152,7 +169,9 @@ class ToySteps(Toy):
             raise NumericalError("The parts came out of order.")
         momentum = state["momentum/all"].mul_(0.9).add_(total["gradient"], alpha=1e-6)
         weights = state["weights/all"] - momentum
-        return {"weights/all": weights, "momentum/all": momentum}, Progress(None, {"size": float(total["half"].sum())})
+        return {"weights/all": weights, "momentum/all": momentum}, Progress(
+            None, {"size": float(total["half"].sum())}
+        )
 
     def finalise(self, state: State, progress: pa.Table) -> Result:
         self.moment("finalise")
@@ -168,16 +187,24 @@ TOYS: Mapping[str, tuple[str, type[Toy], Sequence[Unit]]] = {
 }
 
 
-def run_toy(toy: str, uri: str, log: Path, *, events: list[Event] | None = None, **options: Any) -> dict[str, str]:
-    """Run one toy stage; what it leaves in the store, place -> digest."""
+def work_of(toy: str, log: Path, **options: Any) -> tuple[str, Work]:
+    """The verb and the stage of a toy; `options` are those of `Toy`."""
     verb, kind, units = TOYS[toy]
-    engine_options = {name: options.pop(name) for name in ("name", "workers", "address") if name in options}
+    return verb, Work(make=partial(kind, log, **options), place=f"toy/{toy}", units=units, facts={"toy": toy})
+
+
+def run_toys(
+    toys: Sequence[str], uri: str, log: Path, *, name: EngineName = "inprocess", **options: Any
+) -> Ran:
+    """Run toy stages in one engine; `options` are those of `Toy` and of `open_engine`."""
+    of_toy = {key: options.pop(key) for key in ("kill_at", "fail_at", "pause_s") if key in options}
     store = open_store(uri)
-    tell = (lambda event: None) if events is None else events.append
-    with open_engine(**{"name": "inprocess", **engine_options}, store=store, checkpoint_s=0.0, events=tell) as engine:
-        work = Work(make=partial(kind, log, **options), place=f"toy/{toy}", units=units, facts={"toy": toy})
-        getattr(engine, verb)(work)
-    return {place: store.read(place).digest for place in store.places()}
+    events: list[Event] = []
+    with open_engine(name, store, **{"checkpoint_s": 0.0, "events": events.append, **options}) as engine:
+        for toy in toys:
+            verb, work = work_of(toy, log, **of_toy)
+            getattr(engine, verb)(work)
+    return Ran({place: store.read(place).digest for place in store.places()}, events)
 
 
 def _wild(seed: Seed, size: int) -> Tensor:
@@ -190,12 +217,7 @@ def _total(left: State, right: State) -> str:
     return str(int(left["count/all"] + right["count/all"])) if "count/all" in left else "-"
 
 
-def main(toy: str, uri: str, log: str, kill_at: str, name: str, address: str) -> None:
+def main(toy: str, uri: str, log: Path, options: Mapping[str, Any]) -> None:
     """Run a toy in a process of its own."""
     torch.set_num_threads(1)
-    extra = {"name": "ray", "workers": 2, "address": address} if name == "ray" else {}
-    run_toy(toy, uri, Path(log), kill_at=kill_at, **extra)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_toys([toy], uri, log, **options)

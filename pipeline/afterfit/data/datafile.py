@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -43,9 +44,13 @@ class DataFile:
         return {"name": self.name, "bytes": self.num_bytes, "digest": self.digest}
 
     def open(self) -> IO[bytes]:
-        """For reading, from the start."""
+        """For reading, from the start.
+
+        Raises:
+            DataError: if the file cannot be read.
+        """
         if self.is_local:
-            return open(self.address, "rb")
+            return _open(self.address)
         system, path = file_system(self.address)
         return cast(IO[bytes], system.open(path, "rb"))
 
@@ -97,6 +102,15 @@ def _recorded_digest(address: str, stat: os.stat_result, scratch: Path) -> str:
     return digest
 
 
+def _open(address: str) -> BufferedReader:
+    try:
+        return open(address, "rb")
+    except OSError as error:
+        raise DataError(
+            f"The data file {address!r} cannot be read ({error.strerror}); make it readable."
+        ) from error
+
+
 def _sha256(address: str) -> str:
-    with open(address, "rb") as stream:
+    with _open(address) as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()

@@ -58,9 +58,8 @@ def reading(file: DataFile) -> Iterator[None]:
         raise DataError(f"The data file {file.name!r} does not read as {_kind(file)}: {text}.") from error
 
 
-Read = tuple[
-    pa.Schema, Callable[[list[str]], Iterator[pa.RecordBatch]]
-]  # which may yield more columns than asked
+Read = tuple[pa.Schema, Callable[[list[str]], Iterator[pa.RecordBatch]]]
+"""The schema, and a stream of batches with the columns asked for, or more."""
 
 
 def _reader(file: DataFile, stream: IO[bytes]) -> Read:

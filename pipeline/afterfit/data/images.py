@@ -32,13 +32,10 @@ def read_images(
     Raises:
         DataError: if a picture does not decode, or pictures differ in size; names the row.
     """
+    read = _raw if reader.decode == "raw" else _decoded
     pictures = []
     for position, value in enumerate(table.column(reader.column).to_pylist()):
-        pixels_CHW = _raw(value, reader, position, place) if reader.decode == "raw" else None
-        if pixels_CHW is None:
-            pixels_CHW = _decoded(value, reader, position, place)
-        elif reader.resize is not None:
-            pixels_CHW = _resized(pixels_CHW, reader.resize)
+        pixels_CHW = read(value, reader, position, place)
         if pictures and pixels_CHW.shape != pictures[0].shape:
             raise DataError(
                 f"The pictures of the column {reader.column!r} differ in size: {_size(pictures[0])} and "
@@ -63,9 +60,7 @@ def augmented(pixels_CHW: np.ndarray, augment: Augment, index: int) -> np.ndarra
     return pixels_CHW
 
 
-def _decoded(
-    value: bytes | Mapping[str, Any] | None, reader: ImageColumn, position: int, place: Place
-) -> np.ndarray:
+def _decoded(value: Any, reader: ImageColumn, position: int, place: Place) -> np.ndarray:
     try:
         encoded = _encoded(value)
         with Image.open(BytesIO(encoded)) as picture:
@@ -81,7 +76,7 @@ def _decoded(
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _raw(value: bytes | list[Any] | None, reader: ImageColumn, position: int, place: Place) -> np.ndarray:
+def _raw(value: Any, reader: ImageColumn, position: int, place: Place) -> np.ndarray:
     shape = reader.shape or (0, 0, 0)  # the settings require it
     channels, height, width = shape
     flat = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value or [])
@@ -92,8 +87,10 @@ def _raw(value: bytes | list[Any] | None, reader: ImageColumn, position: int, pl
         )
     pixels = flat.astype(np.uint8, copy=False)
     if reader.order == "hwc":
-        return pixels.reshape(height, width, channels).transpose(2, 0, 1)
-    return pixels.reshape(shape)
+        pixels_CHW = pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    else:
+        pixels_CHW = pixels.reshape(shape)
+    return pixels_CHW if reader.resize is None else _resized(pixels_CHW, reader.resize)
 
 
 def _resized(pixels_CHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -217,7 +217,7 @@ class DataSettings(Frozen):
     """At most so many rows after `skip`; needed for an iterable without a length."""
 
     columns: Columns = Columns()
-    """Which columns mean what."""
+    """What is read from a row, and how."""
 
     augment: Augment | None = None
     """Fixed random augmentation of the pictures; none by default."""

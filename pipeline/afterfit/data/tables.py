@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class FilePiece:
         self._scratch = scratch
         self._open: dict[tuple[str, ...], MappedRows] = {}
 
-    @property
+    @cached_property
     def columns(self) -> Sequence[str]:
         """From the head of the file."""
         return column_names(self.file)

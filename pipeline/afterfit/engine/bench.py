@@ -82,8 +82,8 @@ class Bench:
     def do(self, job: Job) -> None:
         """Do a job unless it is done.
 
-        Another live copy of the same job may finish first and drop what this one reads: then its artifact is the
-        result, and the trouble is none.
+        Another live copy of the same job may finish first and drop what this one reads: then its artifact is
+        the result, and the trouble is none.
         """
         torch.set_num_threads(self.settings.threads)
         if self.store.find(job.place) is not None:
@@ -122,7 +122,9 @@ class Bench:
     def trail(self, place: str) -> Trail:
         """The saves below `place`. The bound object is built first: it may wake the device."""
         _ = self.bound
-        return Trail(self.store, place, self.settings.checkpoint_s, lambda text: self.tell(Kind.NOTE, note=text))
+        return Trail(
+            self.store, place, self.settings.checkpoint_s, lambda text: self.tell(Kind.NOTE, note=text)
+        )
 
     def broadcast(self, place: str) -> State:
         """The state at `place`, in memory; kept until another is asked for."""

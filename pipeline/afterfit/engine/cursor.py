@@ -1,4 +1,4 @@
-"""How a long piece of work remembers where it is: numbered saves in the store, of which the newest valid counts."""
+"""How long work remembers where it is: numbered saves in the store, of which the newest valid one counts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class Trail:
                 made_on = artifact.about.get("arithmetic")
                 if made_on == arithmetic():
                     return self.read(self._known[-1])
-                self._note(f"{artifact.place} was saved on {_words(made_on)}, this is {_words(arithmetic())}: not used.")
+                self._note(
+                    f"{artifact.place} was saved on {_words(made_on)}; it is not used on {_words(arithmetic())}."
+                )
             except ArtifactError as error:
                 self._note(f"A save cannot be used and is dropped: {error}")
             self._store.drop(self._at(self._known.pop()))

@@ -72,6 +72,7 @@ class PeakMemory:
     def __init__(self) -> None:
         self.bytes = 0
         self._process = psutil.Process()
+        self._sample()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -83,7 +84,6 @@ class PeakMemory:
         self.bytes = max(self.bytes, self._process.memory_full_info().uss)
 
     def __enter__(self) -> PeakMemory:
-        self._sample()
         self._thread.start()
         return self
 

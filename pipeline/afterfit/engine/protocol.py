@@ -39,10 +39,10 @@ class Work:
 
 
 class Engine(Protocol):
-    """Runs stages somewhere. On one kind of device the results do not depend on where, or on how many workers.
+    """Runs stages somewhere. On one kind of device the results depend neither on where nor on how many workers.
 
-    What is in the store already is not repeated: finished units are skipped, an unfinished one goes on from its
-    cursor. Errors of the work itself surface at once and unchanged; lost workers are replaced.
+    What is in the store already is not repeated: finished units are skipped, an unfinished one goes on from
+    its cursor. Errors of the work itself surface at once and unchanged; lost workers are replaced.
 
     Raises, each verb:
         EngineError: if workers cannot be started, or one unit loses its worker again and again.
@@ -52,8 +52,8 @@ class Engine(Protocol):
         """Run a `Task` over independent units.
 
         Returns:
-            The artifact at `work.place`: the union of the units' results, in the units' order. The result of one
-            unit is at "<place>/unit/<unit name>".
+            The artifact at `work.place`: the union of the units' results, in the units' order. The result of
+            one unit is at "<place>/unit/<unit name>".
         """
         ...
 
@@ -64,7 +64,7 @@ class Engine(Protocol):
     def iterate(self, work: Work) -> StoredArtifact:
         """Run `Rounds` over the units, or, where there are no units, `Steps` in a gang.
 
-        The artifact gets a table "progress" with the figures of every round or step, and the facts "stop" (why
-        it ended) and "num_rounds" or "num_steps".
+        The artifact gets a table "progress" with the figures of every round or step, and the facts "stop"
+        (why it ended, a name of `Stop` in small letters) and "num_rounds" or "num_steps".
         """
         ...

@@ -104,7 +104,7 @@ class StagedEngine:
                     name = f"merge {tree.at(node).removeprefix(f'{place}/node/')}"
                     summing.append(jobs.Merge(place=tree.at(node), name=name, needs=needs))
                 else:
-                    unit = tree.units[node.index]
+                    unit = tree.units[node.number]
                     summing.append(
                         jobs.SumUnit(place=tree.at(node), below=place, unit=unit, broadcast=broadcast)
                     )

@@ -12,10 +12,10 @@ from afterfit.algebra import Result, State, Unit
 
 
 class Node(NamedTuple):
-    """The sum of units index * 2^level to (index + 1) * 2^level - 1, as far as there are such units."""
+    """The sum of units number * 2^level to (number + 1) * 2^level - 1, as far as there are such units."""
 
     level: int
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Tree:
         """The two that make up `node`; None for a single unit."""
         if node.level == 0:
             return None
-        left, right = Node(node.level - 1, 2 * node.index), Node(node.level - 1, 2 * node.index + 1)
+        left, right = Node(node.level - 1, 2 * node.number), Node(node.level - 1, 2 * node.number + 1)
         return self._settle(left), self._settle(right)
 
     def at(self, node: Node) -> str:
         """Its place in the store."""
-        return f"{self.place}/{node.level}-{node.index:05d}"
+        return f"{self.place}/{node.level}-{node.number:05d}"
 
     def remaining(self, existing: Collection[str]) -> Iterator[Node]:
         """Nodes still to be made, children before parents, neighbours merged as soon as both are there.
@@ -57,8 +57,8 @@ class Tree:
 
     def _settle(self, node: Node) -> Node:
         """A node without a right half is its left half: a leftover goes up unchanged."""
-        while node.level and (2 * node.index + 1) << (node.level - 1) >= len(self.units):
-            node = Node(node.level - 1, 2 * node.index)
+        while node.level and (2 * node.number + 1) << (node.level - 1) >= len(self.units):
+            node = Node(node.level - 1, 2 * node.number)
         return node
 
 
@@ -71,7 +71,7 @@ def trees(place: str, units: Sequence[Unit]) -> list[Tree]:
 
 
 def merged(merge: Callable[[State, State], State], left: State, right: State) -> Result:
-    """Two lazy states as the lazy result of their merge: two tiles are in memory at a time, and what they give."""
+    """Two lazy states as the lazy result of their merge; two tiles are in memory at a time, and their sum."""
     if set(left) != set(right):
         odd = sorted(set(left) ^ set(right))[0]
         raise ValueError(f"Two sums of one tree have different tiles: {odd!r} is in one of them only.")
@@ -99,7 +99,9 @@ class Union(Mapping[str, Tensor]):
         for state in states:
             for name in state:
                 if name in self._owner:
-                    raise ValueError(f"The tile {name!r} is in the sums of two trees; name tiles by their tree.")
+                    raise ValueError(
+                        f"The tile {name!r} is in the sums of two trees; name tiles by their tree."
+                    )
                 self._owner[name] = state
 
     def __getitem__(self, name: str) -> Tensor:

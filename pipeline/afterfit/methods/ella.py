@@ -48,8 +48,9 @@ class Ella(Frozen):
     which is the paper's early stop."""
     complement: Literal["none", "prior"] = "none"
     """`prior` adds the prior's variance outside the subspace, which grows away from the data."""
-    tuning: Literal["validation", "marginal_likelihood"] = "validation"
-    """What `auto` maximises."""
+    tuning: Literal["auto", "validation", "marginal_likelihood"] = "auto"
+    """What chooses the other `auto`s: the log probability of validation data where there are some, else the marginal
+    likelihood of the training data."""
     seed: int = 0
     """Names the choice of landmarks."""
 

@@ -44,8 +44,8 @@ class GgnNystrom(Frozen):
     """A sketch holds all of the data."""
     complement: Literal["none", "prior"] = "prior"
     """`prior`: low rank plus diagonal; `none`: the subspace only."""
-    tuning: Literal["validation", "marginal_likelihood"] = "marginal_likelihood"
-    """What `auto` maximises."""
+    tuning: Literal["auto", "validation", "marginal_likelihood"] = "marginal_likelihood"
+    """What chooses the other `auto`s: as in ELLA."""
     seed: int = 0
     """Names the probes."""
 

@@ -53,7 +53,7 @@ def pretrained(settings: NetworkSettings) -> nn.Module:
                 local_files_only=settings.hub is None,
                 dtype="auto" if settings.dtype is None else getattr(torch, settings.dtype),
                 output_loading_info=True,
-                ignore_mismatched_sizes=settings.fresh is not None,
+                ignore_mismatched_sizes=True,  # they are named below
                 **settings.config,
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -68,8 +68,8 @@ def pretrained(settings: NetworkSettings) -> nn.Module:
     ]
     if lacking:
         raise NetworkError(
-            f"The checkpoint {origin!r} has no weights for {some(lacking)}; choose another `auto`, or "
-            " name them in `fresh` to draw them at random and train them."
+            f"The checkpoint {origin!r} has no fitting weights for {some(lacking)}; choose another `auto`, "
+            "or name them in `fresh` to draw them at random and train them."
         )
     return module
 

@@ -79,7 +79,7 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     factory = _import(name)
     try:
         inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a builtin that has no signature
         raise ConfigError(f"The factory {name!r} does not take these `arguments`: {error}.") from error
     module = factory(**arguments)
     if not isinstance(module, nn.Module):

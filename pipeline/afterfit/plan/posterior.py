@@ -36,7 +36,10 @@ def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
     yield from method.stages(likelihood).items()
     evaluated = (*request.in_distribution, *request.out_of_distribution)
     is_auto = "auto" in (method.prior_precision, method.temperature, method.data_fraction)
-    validates = is_auto and method.tuning == "validation"
+    objective = method.tuning
+    if objective == "auto":
+        objective = "validation" if "validation" in request.data else "marginal_likelihood"
+    validates = is_auto and objective == "validation"
     if validates and "validation" not in request.data:
         raise ConfigError(
             "Choosing by validation needs validation data; give `data.validation`, set "
@@ -53,7 +56,7 @@ def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
             method.temperature,
             method.data_fraction,
             method.complement,
-            method.tuning,
+            objective,
             request.link,
         ),
         inputs={"curvature": "curvature", "network": "point_estimate"}

@@ -125,7 +125,7 @@ def request_from_objects(
         role: given if hasattr(given, "identity") else IndexedExamples(given) for role, given in data.items()
     }
     source = NetworkSource(
-        identity=_module_identity(network), module=network, weights=weights, output=output, tile_weights=tile_weights
+        identity=module_identity(network), module=network, weights=weights, output=output, tile_weights=tile_weights
     )
     return _measured(
         FitRequest(
@@ -200,7 +200,7 @@ def _patterns(choose: str | list[str]) -> str | tuple[str, ...]:
     return choose if isinstance(choose, str) else tuple(choose)
 
 
-def _module_identity(module: nn.Module) -> dict[str, Any]:
+def module_identity(module: nn.Module) -> dict[str, Any]:
     """Of a module in memory: its structure and every number of its state."""
     digest = sha256(repr(module).encode())
     for name, tensor in module.state_dict().items():

@@ -12,7 +12,7 @@ COLUMNS_SHARE = 0.25
 
 
 def held_columns(tiles: Mapping[str, Tensor], layout: Layout, memory_gb: float) -> Mapping[str, Tensor]:
-    """The same columns, in memory if the budget allows: each is then read from the store once, not once a batch."""
+    """The same columns, in memory if the budget allows: then each is read once, not once a batch."""
     first = next(iter(tiles.values()))
     total = layout.num_weights * first.shape[1] * first.element_size()
     return dict(tiles.items()) if total <= COLUMNS_SHARE * memory_gb * GB else tiles

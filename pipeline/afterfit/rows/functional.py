@@ -1,8 +1,8 @@
 """The reference backend: rows of any module by plain reverse mode over a functional view of it.
 
-One example at a time, all of its cotangents in one batched backward pass. That takes whatever autograd takes (fused
-attention, data-dependent masks, checkpointing), needs no per-example rule for any layer, and on a CPU is no slower
-than `vmap` over examples (ResNet-20, one thread: 17.9 against 13.7 images a second).
+One example at a time, all of its cotangents in one batched backward pass. That takes whatever autograd takes
+(fused attention, data-dependent masks, checkpointing), needs no per-example rule for any layer, and on a CPU
+is no slower than `vmap` over examples (ResNet-20, one thread: 17.9 against 13.7 images a second).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ ROWS_SHARE = 0.5
 
 
 class FunctionalBackend:
-    """Rows by reverse mode, and products by forward mode where columns are fewer than cotangents and both agree."""
+    """Rows by reverse mode; products by forward mode where it agrees and columns are few."""
 
     def __init__(self, network: Network, memory_gb: float = 2.0):
         self.network = network
@@ -77,7 +77,9 @@ class FunctionalRows:
             total += rows_BSP @ columns[name].to(rows_BSP)
         return total
 
-    def transpose_times(self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def transpose_times(
+        self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """R^T W by tile: see `Rows.transpose_times`."""
         weights_Rk = weights_BSk.to(self.dtype).flatten(0, 1)
         for name, rows_BSP in self._every_tile(tiles):
@@ -128,13 +130,15 @@ class FunctionalRows:
                     block_S = of_block[piece.block]
                     if block_S is not None:
                         cut = block_S[:, piece.start : piece.stop] if block_S.dim() > 1 else block_S
-                        rows[tile.name][b, :, start : start + piece.size] = cut.reshape(self.num_cotangents, -1)
+                        rows[tile.name][b, :, start : start + piece.size] = cut.reshape(
+                            self.num_cotangents, -1
+                        )
                     start += piece.size
         self._explicit = rows
         return rows
 
     def _push_forward(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """U (J V) by forward mode, one column at a time. Fused attention has no forward mode: the plain one is used."""
+        """U (J V) by forward mode, one column at a time; fused attention has none, so it is made plain."""
         network = self.network
         products = []
         for column in range(next(iter(columns.values())).shape[1]):
@@ -142,8 +146,7 @@ class FunctionalRows:
             tangent = network.layout.assemble(flat)
             # Weights that are not chosen would otherwise have a graph for reverse mode recorded as well.
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                _, moved_BC = torch.func.jvp(self._outputs_of, (network.weights,), (tangent,))
-            products.append(moved_BC)
+                products.append(torch.func.jvp(self._outputs_of, (network.weights,), (tangent,))[1])
         moved_BCk = torch.stack(products, dim=-1).to(CORE)
         return self.cotangents_BSC.to(CORE) @ moved_BCk
 
@@ -167,6 +170,12 @@ def _gradients(
     """Block name -> (S, *block), or None for a block that the output does not depend on."""
     if not output_1C.requires_grad:
         return dict.fromkeys(leaves)
+    if (
+        len(cotangents_S1C) == 1
+    ):  # one row needs no batching, which costs more than a small network's own pass
+        single = torch.autograd.grad(output_1C, list(leaves.values()), cotangents_S1C[0], allow_unused=True)
+        gradients = [None if gradient is None else gradient[None] for gradient in single]
+        return dict(zip(leaves, gradients, strict=True))
     # Not `materialize_grads`: it fills in zeros without the dimension S.
     gradients = torch.autograd.grad(
         output_1C, list(leaves.values()), cotangents_S1C, is_grads_batched=True, allow_unused=True

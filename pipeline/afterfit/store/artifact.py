@@ -22,8 +22,8 @@ Value = TypeVar("Value")
 class StoredArtifact:
     """Tensors by family and tile, tables, and facts, below one place of a store.
 
-    One that adopted others shows their tiles in the order of its parts, their tables one below the other, and their
-    facts below its own. Pickles as its address: the other side opens it again.
+    One that adopted others shows their tiles in the order of its parts, their tables one below the other, and
+    their facts where it has none of that name. Pickles as its address: the other side opens it again.
     """
 
     def __init__(self, files: Files, place: str, digest: str, manifest: Manifest | None = None) -> None:
@@ -50,7 +50,8 @@ class StoredArtifact:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """Plain values that belong to the content: those of its parts in their order, then its own."""
-        return {name: value for part in self.parts for name, value in part.facts.items()} | dict(self._manifest.facts)
+        below = {name: value for part in self.parts for name, value in part.facts.items()}
+        return {**below, **self._manifest.facts}
 
     @property
     def about(self) -> Mapping[str, Any]:

@@ -116,7 +116,7 @@ class Store:
         Args:
             place: where.
             parts: places of the artifacts, in the order in which their tiles and tables follow each other.
-            facts: its own; those of the parts stay theirs.
+            facts: its own; those of the parts are seen where it has none of that name.
             about: plain values for the manifest that are not content.
 
         Raises:
@@ -217,5 +217,7 @@ def _check_disjoint(parts: Sequence[StoredArtifact]) -> None:
         for name in ((family, tile) for family in part.families for tile in part.tiles(family)):
             if name in owners:
                 shown = "/".join(name)
-                raise ConfigError(f"{owners[name]} and {part.place} both have a tile {shown}: adopt one of them.")
+                raise ConfigError(
+                    f"{owners[name]} and {part.place} both have a tile {shown}: adopt one of them."
+                )
             owners[name] = part.place

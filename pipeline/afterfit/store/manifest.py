@@ -87,10 +87,12 @@ class Manifest:
             record = json.loads(data)
         except ValueError as error:
             raise damaged(f"{place}/{NAME}", place) from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            written = record.get("format") if isinstance(record, dict) else None
+        written = record.get("format") if isinstance(record, dict) else None
+        if not isinstance(written, int):
+            raise damaged(f"{place}/{NAME}", place)
+        if written != FORMAT:
             raise ArtifactError(
-                f"{place} was written in store format {written!r} and this version reads format {FORMAT}: "
+                f"{place}/{NAME} is in store format {written} and this version reads format {FORMAT}: "
                 "use the version of afterfit that wrote it, or another store."
             )
         if record.pop("seal", None) != _hash(record):

@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
 from typing import Any, BinaryIO, cast
@@ -14,6 +15,9 @@ import pyarrow.fs as pafs
 
 from afterfit.errors import StoreError
 from afterfit.store.files import store_error
+
+PATIENCE = timedelta(seconds=60)
+"""How long Google's client repeats what fails; left alone it takes 15 minutes to say that nobody answers."""
 
 
 class ObjectFiles(ABC):
@@ -52,6 +56,7 @@ class ObjectFiles(ABC):
 
     @cached_property
     def _data(self) -> pafs.FileSystem:
+        self._client_errors()  # says so if the extra is not installed, before the network is asked
         with self._trouble("opened"):
             return self._open_data()
 
@@ -169,6 +174,7 @@ class S3Files(ObjectFiles):
         return client.S3FileSystem(endpoint_url=self._endpoint, config_kwargs=style, use_listings_cache=False)
 
     def _client_errors(self) -> tuple[type[Exception], ...]:
+        _import("s3fs", "s3", self.uri)
         botocore = _import("botocore.exceptions", "s3", self.uri)
         return (botocore.BotoCoreError, botocore.ClientError)
 
@@ -181,9 +187,12 @@ class GcsFiles(ObjectFiles):
 
     def _open_data(self) -> pafs.FileSystem:
         if not self._endpoint:
-            return pafs.GcsFileSystem()
+            return pafs.GcsFileSystem(retry_time_limit=PATIENCE)
         scheme, _, host = self._endpoint.partition("://")
-        return pafs.GcsFileSystem(anonymous=True, scheme=scheme, endpoint_override=host.rstrip("/"))
+        host = host.rstrip("/")
+        return pafs.GcsFileSystem(
+            anonymous=True, scheme=scheme, endpoint_override=host, retry_time_limit=PATIENCE
+        )
 
     def _open_creator(self) -> Any:
         client = _import("gcsfs", "gs", self.uri)
@@ -191,8 +200,9 @@ class GcsFiles(ObjectFiles):
         return client.GCSFileSystem(use_listings_cache=False, **endpoint)
 
     def _client_errors(self) -> tuple[type[Exception], ...]:
+        retry = _import("gcsfs.retry", "gs", self.uri)
         google = _import("google.auth.exceptions", "gs", self.uri)
-        return (google.GoogleAuthError, _import("gcsfs.retry", "gs", self.uri).HttpError)
+        return (google.GoogleAuthError, retry.HttpError, _import("aiohttp", "gs", self.uri).ClientError)
 
 
 def _import(module: str, extra: str, uri: str) -> Any:

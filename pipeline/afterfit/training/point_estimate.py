@@ -52,7 +52,7 @@ class PointEstimate:
 class Training:
     """Steps over minibatches. A state holds weights, buffers and AdamW's moments, flat, about 3 P numbers.
 
-    A step costs one forward and one backward pass over the batch, and holds P gradients a slice of this worker.
+    A step costs one forward and backward pass over the batch, and holds P gradients a slice of this worker.
     """
 
     def __init__(self, settings: TrainingSettings, likelihood: Likelihood, bench: Workbench):
@@ -68,8 +68,8 @@ class Training:
         self.schedule = Schedule(settings, self.examples.num_examples)
         if self.schedule.smallest_batch < settings.num_slices:
             raise DataError(
-                f"A batch of {self.schedule.smallest_batch} examples cannot be cut into {settings.num_slices} "
-                "slices; lower `num_slices` or give more data."
+                f"A batch of {self.schedule.smallest_batch} examples cannot be cut into "
+                f"{settings.num_slices} slices; lower `num_slices` or give more data."
             )
         self.seed = Seed(settings.seed, ("training",))
         self.num_slices = settings.num_slices

@@ -74,7 +74,10 @@ def test_plain_addition_acts_tile_by_tile():
     left = {"image/0": torch.tensor([1.0, 2.0]), "image/1": torch.tensor([3.0])}
     right = {"image/0": torch.tensor([10.0, 20.0]), "image/1": torch.tensor([30.0])}
     total = add(left, right)
-    assert {name: tile.tolist() for name, tile in total.items()} == {"image/0": [11.0, 22.0], "image/1": [33.0]}
+    assert {name: tile.tolist() for name, tile in total.items()} == {
+        "image/0": [11.0, 22.0],
+        "image/1": [33.0],
+    }
 
 
 class Trace:
@@ -143,6 +146,8 @@ def test_micro_batches_drop_nothing_and_keep_the_order(start, stop, micro_batch)
 def test_a_state_becomes_a_result_by_family():
     state = {"image/1": torch.ones(1), "image/2": torch.ones(2), "count/all": torch.ones(3)}
     result = Result.of_state(state, {"rank": 3})
-    shape = {family: [(tile, len(tensor)) for tile, tensor in tiles] for family, tiles in result.tensors.items()}
+    shape = {
+        family: [(tile, len(tensor)) for tile, tensor in tiles] for family, tiles in result.tensors.items()
+    }
     assert shape == {"image": [("1", 1), ("2", 2)], "count": [("all", 3)]}
     assert result.facts == {"rank": 3}

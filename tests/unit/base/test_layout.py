@@ -62,7 +62,9 @@ def test_assemble_is_the_inverse_of_cut(layout, trailing):
         assert torch.equal(tensor, tensors[name])
     for name, tensor in layout.assemble(wide).items():
         assert tensor.shape == (*tensors[name].shape, *trailing)
-        assert torch.equal(tensor.reshape(-1, *trailing)[(..., *(0 for _ in trailing))], tensors[name].reshape(-1))
+        assert torch.equal(
+            tensor.reshape(-1, *trailing)[(..., *(0 for _ in trailing))], tensors[name].reshape(-1)
+        )
 
 
 @given(layouts, st.integers(1, 16), st.floats(0, 2000))
@@ -77,7 +79,10 @@ def test_groups_are_aligned_runs_of_a_power_of_two_within_the_budget(layout, byt
 
     def largest(length: int) -> int:
         sizes = [tile.size for tile in layout.tiles]
-        return max(sum(sizes[start : start + length]) for start in range(0, len(sizes), length)) * bytes_per_weight
+        return (
+            max(sum(sizes[start : start + length]) for start in range(0, len(sizes), length))
+            * bytes_per_weight
+        )
 
     if run > 1:
         assert largest(run) <= budget
@@ -122,7 +127,9 @@ def test_globs_choose_weights_in_the_order_of_the_network():
 
 
 def test_a_glob_that_chooses_nothing_is_refused_with_names_to_choose_from():
-    with pytest.raises(ConfigError, match=r"'head\.\*' chooses no weights.* 4 named like 0\.weight, 0\.bias, 2\.weight"):
+    with pytest.raises(
+        ConfigError, match=r"'head\.\*' chooses no weights.* 4 named like 0\.weight, 0\.bias, 2\.weight"
+    ):
         Layout.of(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), ["0.*", "head.*"])
 
 

@@ -58,8 +58,10 @@ def test_one_thread_gives_the_threads_back_after_an_error_too():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ZeroDivisionError), one_thread():
+        with one_thread():
             assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError), one_thread():
             raise ZeroDivisionError
         assert torch.get_num_threads() == 2
     finally:

@@ -46,7 +46,15 @@ def test_the_first_normals_are_what_they_always_were():
 
 def test_children_are_places_of_their_own():
     root = Seed(3)
-    places = [root, root.child("a"), root.child("b"), root.child("a", "b"), root.child("ab"), Seed(4), Seed(4).child("a")]
+    places = [
+        root,
+        root.child("a"),
+        root.child("b"),
+        root.child("a", "b"),
+        root.child("ab"),
+        Seed(4),
+        Seed(4).child("a"),
+    ]
     assert len({place.key() for place in places}) == len(places)
     assert root.child("a", 1) == root.child("a").child("1")
     assert all(0 <= place.key() < 2**63 for place in places)
@@ -81,7 +89,7 @@ def test_signs_are_plus_and_minus_one_in_any_dtype(dtype):
 
 @pytest.mark.parametrize("root", [1, 2, 3])
 def test_signs_are_balanced_and_columns_and_rows_are_independent(root):
-    """Means of n independent signs have a standard error of 1 / sqrt(n); 5 of them over 1e4 pairs is once in 170 runs."""
+    """Means of n independent signs have a standard error of 1 / sqrt(n); 5 suffice for 1e4 pairs."""
     num_rows, num_columns = 20_000, 96
     values = signs(Seed(root).child("probe").key(), range(num_rows), num_columns, dtype=torch.float64)
     error = 1 / math.sqrt(num_rows)

@@ -8,6 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from afterfit.data.checks import check_labels, check_numbers
+from afterfit.data.datafile import DataFile
 from afterfit.data.examples import open_examples
 from afterfit.data.indexed import IndexedExamples
 from afterfit.data.settings import DataSettings
@@ -29,7 +30,7 @@ def saved(tmp_path):
 
 def test_a_missing_file_is_told_with_the_places_looked_at(tmp_path, monkeypatch):
     monkeypatch.setenv("AFTERFIT_DATA", str(tmp_path))
-    with pytest.raises(DataError, match="Found no data at 'none.parquet'") as caught:
+    with pytest.raises(DataError, match=r"Found no data at 'none.parquet'") as caught:
         opened("none.parquet", {})
     assert str(tmp_path / "none.parquet") in str(caught.value)
     assert "shared/data/none.parquet" in str(caught.value)
@@ -73,7 +74,7 @@ def test_an_empty_data_set_is_refused(saved, tmp_path):
 
 
 def test_an_unknown_column_names_the_nearest(saved):
-    with pytest.raises(DataError, match="no column 'lable' in 'data.parquet'; did you mean 'label'"):
+    with pytest.raises(DataError, match=r"no column 'lable' in 'data.parquet'; did you mean 'label'"):
         opened(saved(label=[0], x=[1.0]), {"label": "lable", "inputs": {"x": "x"}})
 
 
@@ -106,7 +107,7 @@ def test_numbers_that_are_not_finite_name_the_example(wrong, saved):
         examples.batch([0, 1])
     with pytest.raises(DataError, match="target of example 0 is not finite"):
         check_numbers(opened(path, {"target": "y"}), 1)
-    with pytest.raises(DataError, match="The target of example 0 .* not finite"):
+    with pytest.raises(DataError, match=r"The target of example 0 .* not finite"):
         opened(path, {"target": "y"}).batch([0])
     with pytest.raises(DataError, match="input 'x' of example 1 is not finite"):
         IndexedExamples([{"x": 1.0}, {"x": wrong}]).batch([0, 1])
@@ -114,9 +115,9 @@ def test_numbers_that_are_not_finite_name_the_example(wrong, saved):
 
 def test_missing_values_name_the_row(saved):
     path = saved(x=[1.0, None], z=[[1, 2], [None, 2]])
-    with pytest.raises(DataError, match="column 'x' has no value in row 1 of 'data.parquet'"):
+    with pytest.raises(DataError, match=r"column 'x' has no value in row 1 of 'data.parquet'"):
         opened(path, {"inputs": {"x": "x"}}).batch([0, 1])
-    with pytest.raises(DataError, match="column 'z' has no value in row 1 of 'data.parquet'"):
+    with pytest.raises(DataError, match=r"column 'z' has no value in row 1 of 'data.parquet'"):
         opened(path, {"inputs": {"x": "z"}}).batch([0, 1])
 
 
@@ -134,17 +135,19 @@ def test_targets_of_another_width_are_refused(saved):
 
 def test_a_picture_that_does_not_decode_names_the_row(saved):
     path = saved(image=[b"no picture"])
-    with pytest.raises(DataError, match="does not hold a picture that decodes in row 0 of 'data.parquet'"):
+    with pytest.raises(DataError, match=r"does not hold a picture that decodes in row 0 of 'data.parquet'"):
         opened(path, {"inputs": {"x": {"kind": "image", "column": "image"}}}).batch([0])
     raw = {"kind": "image", "column": "image", "decode": "raw", "shape": [1, 3, 3]}
-    with pytest.raises(DataError, match="does not hold 1 x 3 x 3 pixels .* row 0 of 'data.parquet', but 10 values"):
+    with pytest.raises(
+        DataError, match=r"does not hold 1 x 3 x 3 pixels .* row 0 of 'data.parquet', but 10 values"
+    ):
         opened(path, {"inputs": {"x": raw}}).batch([0])
 
 
 def test_data_without_answers_say_so_when_asked(saved):
     with pytest.raises(DataError, match="no label or target"):
         opened(saved(x=[1.0]), {"inputs": {"x": "x"}}).targets()
-    with pytest.raises(DataError, match="neither|no `label`"):
+    with pytest.raises(DataError, match=r"no `label` or `target`"):
         IndexedExamples([{"x": 1.0}]).targets()
 
 
@@ -171,6 +174,11 @@ def test_a_cache_folder_that_cannot_be_written_is_told(saved, tmp_path, monkeypa
     monkeypatch.setenv("AFTERFIT_CACHE", str(blocked))
     with pytest.raises(StoreError, match="set AFTERFIT_CACHE to another folder"):
         opened(saved(x=[1.0]), {"inputs": {"x": "x"}})
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); make it readable"):
+        DataFile("data.csv", str(tmp_path), 0, "", 0).open()
 
 
 def test_an_index_outside_is_refused(saved):

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import NETWORK_CASES, case_named
 from torch import nn
 
 from afterfit.errors import NetworkError
 from afterfit.network.functional import Network, check_usable
+from cases import NETWORK_CASES, case_named
 
 
 def linear(num_inputs: int = 3, num_outputs: int = 2) -> nn.Linear:
@@ -85,14 +85,14 @@ def test_inputs_come_to_the_networks_dtype_and_integers_stay():
 
 
 class Fixed(nn.Module):
-    """Returns what it was told to, whatever its inputs."""
+    """Returns what it was told to, whatever the inputs."""
 
     def __init__(self, answer):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.answer = answer
 
-    def forward(self, **inputs):
+    def forward(self, **_):
         return self.answer
 
 
@@ -133,7 +133,9 @@ def test_outputs_without_logits_are_refused():
 
 
 @pytest.mark.parametrize(
-    "noisy", [nn.Dropout(0.1), nn.Dropout2d(0.5), nn.BatchNorm1d(2), nn.BatchNorm2d(2)], ids=lambda part: type(part).__name__
+    "noisy",
+    [nn.Dropout(0.1), nn.Dropout2d(0.5), nn.BatchNorm1d(2), nn.BatchNorm2d(2)],
+    ids=lambda part: type(part).__name__,
 )
 def test_train_mode_is_refused_where_it_changes_the_outputs(noisy):
     module = nn.Sequential(linear(), noisy)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from cases import ATTENTION_CASES, NETWORK_CASES, TILE_WEIGHTS, assert_near, case_named, dense_jacobian, flat
 from torch import Tensor, nn
 
 from afterfit.algebra import Batch
@@ -12,6 +11,7 @@ from afterfit.resources import GB
 from afterfit.rows.functional import ROWS_SHARE, FunctionalBackend, FunctionalRows
 from afterfit.rows.protocol import unit_cotangents
 from afterfit.seeds import Seed, normals
+from cases import ATTENTION_CASES, NETWORK_CASES, TILE_WEIGHTS, assert_near, case_named, dense_jacobian, flat
 
 on_every_network = pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
 
@@ -93,7 +93,9 @@ def test_eager_attention_is_served_as_the_fused_one(case, num_columns):
 def test_some_tiles_are_the_slices_of_all(case):
     network, batch = case.network(), case.batches[0]
     backend = FunctionalBackend(network)
-    rows, alone = (backend.rows(batch, some_cotangents(2)) for _ in range(2))  # the second never has all tiles
+    rows, alone = (
+        backend.rows(batch, some_cotangents(2)) for _ in range(2)
+    )  # the second never has all tiles
     weights_BSk = numbers("weights", len(batch), 2, 3)
     whole = {
         "transpose_times": dict(rows.transpose_times(weights_BSk)),
@@ -136,14 +138,18 @@ def test_the_budget_changes_the_groups_but_not_a_bit(case, num_columns):
 def test_a_micro_batch_of_one_is_the_same_example_alone(case):
     network, batch = case.network(), case.examples.batch([3])
     rows = FunctionalBackend(network).rows(batch, some_cotangents(2))
-    assert_near(rows.gram(), dense_rows(network, batch, rows) @ dense_rows(network, batch, rows).mT, case.rtol)
+    assert_near(
+        rows.gram(), dense_rows(network, batch, rows) @ dense_rows(network, batch, rows).mT, case.rtol
+    )
     assert rows.outputs_BC.shape == (1, case.num_outputs)
 
 
 @on_every_network
 def test_zero_cotangents_give_exact_zeros(case):
     network, batch = case.network(), case.batches[0]
-    rows = FunctionalBackend(network).rows(batch, lambda outputs_BC: torch.zeros(len(outputs_BC), 2, case.num_outputs))
+    rows = FunctionalBackend(network).rows(
+        batch, lambda outputs_BC: torch.zeros(len(outputs_BC), 2, case.num_outputs)
+    )
     columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 3))
     assert torch.count_nonzero(rows.times(columns)) == 0
     assert torch.count_nonzero(rows.gram()) == 0
@@ -159,7 +165,7 @@ def test_float32_networks_keep_float32_rows_and_float64_sums(case):
     product = rows.times(by_tile(network.layout, columns_Pk))
     assert product.dtype == rows.gram().dtype == torch.float64
     assert joined(rows.squares()).dtype == torch.float32
-    # Float32 has a unit roundoff of 6e-8; a forward and a backward pass through these depths lose a factor of 100.
+    # Float32 has a unit roundoff of 6e-8; a forward and a backward pass here lose a factor of 100 at most.
     assert_near(product, rows.cotangents_BSC.double() @ dense_jacobian(exact, batch) @ columns_Pk, rtol=1e-5)
 
 

@@ -16,7 +16,9 @@ def test_small_networks_take_the_largest_micro_batch():
     assert micro_batch(layout_of(1000), num_cotangents=10, memory_gb=2.0) == MAX_MICRO_BATCH
 
 
-@pytest.mark.parametrize(("fits", "expected"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (31, 16), (32, 32), (99, 32)])
+@pytest.mark.parametrize(
+    ("fits", "expected"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (31, 16), (32, 32), (99, 32)]
+)
 def test_it_is_the_largest_power_of_two_whose_rows_fit(fits, expected):
     num_weights, num_cotangents = 1024, 4
     one_example_gb = num_weights * num_cotangents * 4 / (ROWS_SHARE * GB)

@@ -37,8 +37,8 @@ class Recipe:
     nothing: None = None
     shards: tuple[tuple[int, int], ...] = ((0, 5), (5, 9))
     more: Mapping[str, Any] = field(default_factory=lambda: {"b": True, "a": 1})
-    settings: Settings = Settings()
-    seed: Seed = Seed(1, ("probe",))
+    settings: Settings = field(default_factory=Settings)
+    seed: Seed = field(default_factory=lambda: Seed(1, ("probe",)))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ NewRecipe.__name__ = "Recipe"
 
 
 def test_the_key_of_a_recipe_is_what_it_was_when_this_test_was_written():
-    assert content_key(Recipe(), {"gram": "00ff"}, shards=[1, 2]) == "GOLDEN"
+    assert content_key(Recipe(), {"gram": "00ff"}, shards=[1, 2]) == "be2d5cc97bef8af1"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def assert_same_bits(left: torch.Tensor, right: torch.Tensor) -> None:
 @given(TENSORS)
 def test_every_dtype_and_shape_comes_back_bit_for_bit_even_mixed_in_one_family(kinds):
     tiles = [
-        (f"t{index}", random_bits(DTYPES[dtype][0], shape, index)) for index, (dtype, shape) in enumerate(kinds)
+        (f"t{index}", random_bits(DTYPES[dtype][0], shape, index))
+        for index, (dtype, shape) in enumerate(kinds)
     ]
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
@@ -150,7 +151,9 @@ def test_reading_one_tile_opens_its_file_and_no_other(store, result, monkeypatch
     tiles = artifact.tiles("image")
     opened = []
     original = type(store._files).open_input
-    monkeypatch.setattr(type(store._files), "open_input", lambda files, path: opened.append(path) or original(files, path))
+    monkeypatch.setattr(
+        type(store._files), "open_input", lambda files, path: opened.append(path) or original(files, path)
+    )
     assert "00001" in tiles
     assert len(tiles) == 3
     assert opened == []
@@ -174,7 +177,7 @@ def test_an_artifact_that_changed_on_the_way_is_not_taken_for_the_old_one(store,
     sent = pickle.dumps(store.write("a", result))
     store.drop("a")
     store.write("a", Result(facts={"other": 1}))
-    with pytest.raises(ArtifactError, match="changed after it was handed over"):
+    with pytest.raises(ArtifactError, match="has changed since it was handed over"):
         _ = pickle.loads(sent).facts
 
 
@@ -229,7 +232,9 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(store, bad):
     assert [path for path in Path(store.uri).rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("place", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", ".a", "a/manifest.json", "a\\b"])
+@pytest.mark.parametrize(
+    "place", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", ".a", "a/manifest.json", "a\\b"]
+)
 def test_a_place_that_is_no_path_below_the_store_is_refused(store, place):
     with pytest.raises(ConfigError, match="cannot name a place"):
         store.find(place)

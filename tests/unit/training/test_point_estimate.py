@@ -231,7 +231,8 @@ def test_a_step_is_adamw_on_the_mean_gradient_of_the_batch():
         optimiser.zero_grad()
         nn.functional.cross_entropy(head(batch.inputs["pixel_values"]), batch.targets).backward()
         optimiser.step()
-    # The same float32 operations but for a sum divided instead of a mean; AdamW divides by the root of tiny numbers.
+    # The same float32 operations but for a sum divided instead of a mean; AdamW divides by the root of tiny
+    # numbers, which enlarges the difference.
     torch.testing.assert_close(
         state["weight_float32/head.weight"], head.head.weight.detach().reshape(-1), rtol=1e-4, atol=1e-5
     )

@@ -1,0 +1,240 @@
+"""The program from Python: fit a posterior, load one, predict with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from afterfit.algebra import Batch, Result
+from afterfit.engine import EngineName, open_engine
+from afterfit.errors import ArtifactError, ConfigError
+from afterfit.network.functional import Network
+from afterfit.network.likelihoods import Likelihood, likelihood_named
+from afterfit.network.loading import load_module, put_state
+from afterfit.network.settings import NetworkSettings
+from afterfit.plan.execute import execute
+from afterfit.plan.fitted import FitRecord, read_fit
+from afterfit.plan.posterior import posterior_plan
+from afterfit.plan.predictions import read_posterior
+from afterfit.plan.request import Method
+from afterfit.plan.resolve import module_identity, request_from_objects
+from afterfit.posterior.gaussian import Gaussian
+from afterfit.posterior.links import Meaning
+from afterfit.posterior.subspace import SubspacePosterior
+from afterfit.predict.linearised import linearise
+from afterfit.rows import row_backend
+from afterfit.rows.columns import held_columns
+from afterfit.seeds import Seed
+from afterfit.store.directory import Store, open_store
+from afterfit.training.point_estimate import trained_state
+
+if TYPE_CHECKING:
+    from afterfit.store.artifact import StoredArtifact
+
+KEPT = ("point_estimate", "basis", "posterior")
+"""Stages that a posterior predicts from; `save` copies these."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """A fitted posterior over the weights of a network, ready to predict with the linearised network."""
+
+    network: Network
+    store: Store
+    record: FitRecord
+
+    @cached_property
+    def weights(self) -> SubspacePosterior:
+        """The Gaussian over weights, in the coordinates of its basis."""
+        return read_posterior(self._artifact("posterior"))
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Prior precision, temperature, complement, number of features, log evidence (nats)."""
+        return self._artifact("posterior").facts
+
+    @cached_property
+    def basis(self) -> Mapping[str, Tensor]:
+        """V by tiles (P_tile, K); in memory where `memory_gb` allows."""
+        tiles = self._artifact("basis").tiles("basis")
+        return held_columns(tiles, self.network.layout, self.record.memory_gb)
+
+    def predict(self, batch: Mapping[str, Tensor] | Batch) -> Gaussian:
+        """Mean (B, C) and covariance (B, C, C) of the outputs, and probabilities from them.
+
+        Args:
+            batch: inputs keyed by forward's argument names; `label` and `target` are passed over.
+
+        Cost: one pass of rows over the batch, in micro-batches; B C K numbers are held.
+        """
+        inputs = batch.inputs if isinstance(batch, Batch) else batch
+        inputs = {name: value for name, value in inputs.items() if name not in ("label", "target")}
+        if not inputs:
+            raise ConfigError("The batch has no inputs; give a mapping keyed by forward's argument names.")
+        num_examples = len(next(iter(inputs.values())))
+        indexes = batch.indexes if isinstance(batch, Batch) else torch.arange(num_examples)
+        backend = row_backend(self.network, self.record.memory_gb)
+        with_kernel = self.weights.complement == "prior"
+        made = []
+        for start in range(0, num_examples, self.record.micro_batch):
+            part = slice(start, start + self.record.micro_batch)
+            piece = Batch({name: value[part] for name, value in inputs.items()}, None, indexes[part])
+            made.append(linearise(backend, piece, self.basis, with_kernel=with_kernel))
+        kernels = [part.kernel_BCC for part in made if part.kernel_BCC is not None]
+        return self.weights.outputs(
+            torch.cat([part.mean_BC for part in made]),
+            torch.cat([part.features_BCK for part in made]),
+            torch.cat(kernels) if kernels else None,
+            likelihood=cast(Meaning, self.facts["likelihood"]),
+            indexes=indexes,
+        )
+
+    def draw(self, seed: int, number: int = 0) -> dict[str, Tensor]:
+        """One draw of the weights: block name -> tensor shaped like the block. Holds P numbers."""
+        layout = self.network.layout
+        moved = layout.assemble(dict(self.weights.draw(self.basis, Seed(seed), number)))
+        return {name: self.network.weights[name] + moved[name].to(self.network.dtype) for name in moved}
+
+    def save(self, uri: str) -> None:
+        """Copy what prediction needs into a store, local or remote. Nothing is copied twice.
+
+        Raises:
+            StoreError: if the store cannot be written.
+        """
+        target = open_store(uri)
+        for stage in KEPT:
+            _copy(self._artifact(stage), target)
+        self.record.write(target)
+
+    def _artifact(self, stage: str) -> StoredArtifact:
+        return self.store.read(self.record.stages[stage])
+
+
+def _copy(artifact: StoredArtifact, target: Store) -> None:
+    if artifact.parts:
+        for part in artifact.parts:
+            _copy(part, target)
+        target.adopt(artifact.place, [part.place for part in artifact.parts], about=dict(artifact.about))
+        return
+    result = Result(
+        tensors={family: artifact.tiles(family).items() for family in artifact.families},
+        tables={name: artifact.table(name) for name in artifact.tables},
+        facts=artifact.facts,
+    )
+    target.write(artifact.place, result, dict(artifact.about))
+
+
+def fit(
+    network: nn.Module,
+    dataset: Any,
+    *,
+    method: Method,
+    likelihood: Literal["categorical", "bernoulli", "gaussian"] | Likelihood = "categorical",
+    validation: Any = None,
+    weights: str | tuple[str, ...] = "*",
+    output: Literal["auto", "last_token"] = "auto",
+    noise_variance: float | None = None,
+    store: str | None = None,
+    engine: EngineName = "inprocess",
+    address: str | None = None,
+    workers: int | None = None,
+    memory_gb: float = 2.0,
+    micro_batch: int | Literal["auto"] = "auto",
+    num_shards: int | Literal["auto"] = "auto",
+) -> Posterior:
+    """Fit a posterior to a trained network, without a configuration file.
+
+    Args:
+        network: in eval mode. It is not changed, and its dtype is that of the results.
+        dataset: what it was trained on: anything with a length and integer indexing whose items are mappings keyed by
+            forward's argument names plus `label` or `target`.
+        method: choices, e.g. `afterfit.Ella(num_features=50)`.
+        likelihood: what the outputs mean.
+        validation: like `dataset`; used to choose what the method leaves to "auto". Without it the marginal likelihood
+            chooses.
+        weights: glob or globs of the weights that the posterior covers.
+        output: how outputs become one row for each example.
+        noise_variance: of a Gaussian likelihood; fitted on the data by default.
+        store: directory or URI; a temporary directory by default, kept as long as the posterior. The same call with
+            the same store goes on where it was interrupted.
+        engine: "inprocess" or "ray".
+        address: of a Ray cluster; None for this machine, or for the one that this process is connected to.
+        workers: Ray actors.
+        memory_gb: budget of a worker for what is explicit at once.
+        micro_batch: examples of a micro-batch.
+        num_shards: of the data.
+
+    Raises:
+        ConfigError, DataError, NetworkError: for what cannot be fitted, before any long work.
+    """
+    scratch = tempfile.mkdtemp(prefix="afterfit-") if store is None else None
+    opened = open_store(store or cast(str, scratch))
+    chosen = likelihood_named(likelihood, noise_variance) if isinstance(likelihood, str) else likelihood
+    data = {"train": dataset} | ({} if validation is None else {"validation": validation})
+    request = request_from_objects(
+        network,
+        data,
+        method,
+        chosen,
+        weights=weights,
+        output=output,
+        memory_gb=memory_gb,
+        micro_batch=micro_batch,
+        num_shards=num_shards,
+    )
+    plan = posterior_plan(request)
+    with open_engine(engine, opened, address=address, workers=workers) as running:
+        execute(plan, request, running, opened)
+    record = FitRecord.of(request, plan)
+    record.write(opened)
+    view = Network(network, weights, output=output, tile_weights=record.tile_weights)
+    posterior = Posterior(view, opened, record)
+    if scratch is not None:
+        weakref.finalize(posterior, shutil.rmtree, scratch, ignore_errors=True)
+    return posterior
+
+
+def load(uri: str, network: nn.Module | None = None) -> Posterior:
+    """The posterior of a store's latest fit.
+
+    Args:
+        uri: of the store.
+        network: the module, if the fit was made from one in memory; the store holds no code.
+
+    Raises:
+        ConfigError: if the store holds no finished fit, or the network is needed and missing.
+        ArtifactError: if the store was made for another network or layout, or is damaged.
+    """
+    store = open_store(uri)
+    record = read_fit(store)
+    if network is not None:
+        module = network
+        identity = module_identity(module)
+        if record.network is None and identity != record.network_identity:
+            raise ArtifactError(
+                f"The store {uri} was fitted for another network ({record.network_identity.get('class')}, "
+                "other structure or weights); pass the network that it was fitted for."
+            )
+    elif record.network is None:
+        raise ConfigError(f"The store {uri} was fitted from Python; pass the network: `load(uri, network=...)`.")
+    else:
+        module = load_module(NetworkSettings.model_validate(record.network))
+    point = store.read(record.stages["point_estimate"])
+    if not point.facts.get("is_loaded"):
+        module = put_state(module, trained_state(point))
+    choose = record.choose if isinstance(record.choose, str) else tuple(record.choose)
+    view = Network(module, choose, output=cast(Any, record.output), tile_weights=record.tile_weights)
+    if view.layout.fingerprint != record.fingerprint:
+        raise ArtifactError(
+            f"The store {uri} was made for other weights than the network has; load it with the network it was "
+            "fitted for."
+        )
+    return Posterior(view, store, record)

@@ -1,0 +1,393 @@
+"""What each stage will cost, counted from sizes before anything runs: work, memory, bytes stored, units."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Unit
+from afterfit.data.shards import shard_ranges
+from afterfit.errors import ResourceError
+from afterfit.layout import Layout
+from afterfit.plan.request import FitRequest
+from afterfit.plan.resolve import REFERENCE_FLOPS
+from afterfit.plan.stage import Stage
+from afterfit.plan.tuning import AUTO_PRIORS, AUTO_TEMPERATURES, NUM_PREFIXES, TUNING_DRAWS
+from afterfit.resources import GB
+from afterfit.rows.columns import COLUMNS_SHARE
+from afterfit.rows.functional import ROWS_SHARE
+
+EIGEN_FLOPS = 10.0
+"""Of a symmetric eigenproblem, times n^3."""
+CORE_BYTES = 8
+"""Of a number of a small core, float64."""
+
+
+class Counted(NamedTuple):
+    """What a cost function returns."""
+
+    flops: float
+    explicit_bytes: float  # of the largest set of arrays that is explicit at once
+    stored_bytes: float
+    is_budgeted: bool = True  # whether `memory_gb` bounds what is explicit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of one stage."""
+
+    flops: float
+    memory_gb: float  # explicit at once in one worker, besides the network and its activations
+    stored_bytes: float  # that its artifact will take
+    num_units: int
+    is_budgeted: bool = True  # whether `memory_gb` of the configuration bounds the memory
+
+    @property
+    def seconds(self) -> float:
+        """On one core of the reference device."""
+        return self.flops / REFERENCE_FLOPS
+
+
+def costs(plan: Sequence[Stage], request: FitRequest) -> dict[str, Cost | None]:
+    """Stage name -> its cost, None where the recipe is not in the table."""
+    sizes = Sizes.of(plan, request)
+    return {stage.name: _cost(stage, sizes) for stage in plan}
+
+
+def check_fits(
+    needed: Mapping[str, Cost | None], memory_gb: float, machine_gb: float | None, free_bytes: float | None
+) -> None:
+    """Refuse what cannot fit.
+
+    Args:
+        needed: of the stages that are still to be done.
+        memory_gb: budget of the configuration.
+        machine_gb: memory of the machine that will do the work, None where it is not known.
+        free_bytes: of the store, None where it has no bound.
+
+    Raises:
+        ResourceError: naming the stage and the remedy.
+    """
+    for name, cost in needed.items():
+        if cost is None:
+            continue
+        held = f"{cost.memory_gb:.3g}"
+        if cost.is_budgeted and cost.memory_gb > memory_gb:
+            raise ResourceError(
+                f"The stage {name} holds {held} GB at once, above `memory_gb: {memory_gb:g}`; "
+                f"set `memory_gb` to {_rounded_up(cost.memory_gb):g}, ask the method for less, or choose "
+                "fewer weights with `network.choose`."
+            )
+        if machine_gb is not None and cost.memory_gb > machine_gb:
+            raise ResourceError(
+                f"The stage {name} holds {held} GB at once, but this machine has {machine_gb:.3g} GB; "
+                "lower `memory_gb`, choose fewer weights with `network.choose`, or run on larger workers."
+            )
+    total = sum(cost.stored_bytes for cost in needed.values() if cost is not None)
+    if free_bytes is not None and total > free_bytes:
+        raise ResourceError(
+            f"The run will store {total / GB:.3g} GB, but the store's disk has {free_bytes / GB:.3g} GB "
+            "free; free some space, or take another store (--store)."
+        )
+
+
+def _rounded_up(gigabytes: float) -> float:
+    """To two digits, never below."""
+    scale = 10 ** (math.floor(math.log10(gigabytes)) - 1)
+    return math.ceil(gigabytes / scale) * scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What costs are counted from. It is also the outline that recipes plan their units from.
+
+    M, K and S are those that the recipes ask for; a basis may get fewer columns.
+    """
+
+    request: FitRequest
+    num_landmarks: int  # M
+    num_features: int  # K
+    num_probes: int  # S
+
+    @classmethod
+    def of(cls, plan: Sequence[Stage], request: FitRequest) -> "Sizes":
+        """Of a plan."""
+
+        def asked(name: str) -> int:
+            values = (getattr(stage.recipe, name, None) for stage in plan)
+            return next((value for value in values if value is not None), 0)
+
+        landmarks = min(asked("num_landmarks"), request.data["train"].num_examples * request.num_outputs)
+        probes = min(asked("num_probes"), request.layout.num_weights)
+        features = min(asked("num_features"), landmarks) or asked("rank") or probes
+        return cls(request=request, num_landmarks=landmarks, num_features=features, num_probes=probes)
+
+    @property
+    def layout(self) -> Layout:
+        """Of the chosen weights."""
+        return self.request.layout
+
+    @property
+    def num_weights(self) -> int:
+        """P."""
+        return self.layout.num_weights
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self.request.num_outputs
+
+    @property
+    def memory_gb(self) -> float:
+        """Budget."""
+        return self.request.memory_gb
+
+    @property
+    def micro_batch(self) -> int:
+        """B."""
+        return self.request.micro_batch
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one number of a sum."""
+        return self.request.state_bytes
+
+    def num_examples(self, role: str) -> int:
+        """N."""
+        return self.request.data[role].num_examples
+
+    def shards(self, role: str) -> Sequence[range]:
+        """The shard table."""
+        source = self.request.data[role]
+        return shard_ranges(source.num_examples, 0.0, source.num_shards)
+
+    def input(self, role: str) -> "Expected":  # noqa: ARG002
+        """An artifact that is not there yet, as far as its sizes are known."""
+        return Expected(self.num_landmarks, self.num_probes, self.num_features)
+
+    @cached_property
+    def row_groups(self) -> list[int]:
+        """Weights of each group of tiles whose explicit rows of a micro-batch fit the memory."""
+        row_bytes = self.micro_batch * self.num_outputs * self.state_bytes
+        groups = self.layout.groups(row_bytes, ROWS_SHARE * self.memory_gb * GB)
+        return [sum(tile.size for tile in group) for group in groups]
+
+    @property
+    def row_bytes(self) -> float:
+        """Explicit rows of a micro-batch."""
+        return self.micro_batch * self.num_outputs * self.state_bytes * max(self.row_groups)
+
+    def columns_bytes(self, num_columns: int) -> float:
+        """Columns (P, k) as they are held: all of them, or a tile at a time."""
+        whole = self.num_weights * num_columns * self.state_bytes
+        widest = max(tile.size for tile in self.layout) * num_columns * self.state_bytes
+        return whole if whole <= COLUMNS_SHARE * self.memory_gb * GB else widest
+
+    def forward(self, examples: float) -> float:
+        """FLOPs of forward passes."""
+        return examples * self.request.forward_flops
+
+    def rows(self, examples: float, num_cotangents: int) -> float:
+        """FLOPs of rows: a forward pass, and for each cotangent about two, for every group of tiles."""
+        return self.forward(examples) * (1 + 2 * num_cotangents) * len(self.row_groups)
+
+    def times(self, examples: float, num_columns: int) -> float:
+        """FLOPs of R V: by rows and products, or column by column in forward mode where columns are fewer."""
+        if num_columns < self.num_outputs:
+            return self.forward(examples) * (1 + 2 * num_columns)
+        products = 2.0 * examples * self.num_outputs * self.num_weights * num_columns
+        return self.rows(examples, self.num_outputs) + products
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Stands for an artifact where a recipe plans its units from a size."""
+
+    num_landmarks: int
+    num_probes: int
+    num_features: int
+
+    def table(self, name: str) -> pa.Table:  # noqa: ARG002
+        """The landmarks' table has M rows."""
+        return pa.table({"example": pa.nulls(self.num_landmarks)})
+
+    def tensor(self, family: str) -> Tensor:  # noqa: ARG002
+        """The cores' combination is (S, K)."""
+        return torch.empty(self.num_probes, self.num_features, device="meta")
+
+
+CountedBy = Callable[[Any, Sequence[Unit], Sizes], Counted]
+
+
+def _cost(stage: Stage, sizes: Sizes) -> Cost | None:
+    count = COSTS.get(type(stage.recipe).__name__)
+    if count is None:
+        return None
+    units = stage.recipe.units(sizes)  # type: ignore[arg-type]  # an outline of sizes only
+    counted = count(stage.recipe, units, sizes)
+    return Cost(
+        flops=counted.flops,
+        memory_gb=counted.explicit_bytes / GB,
+        stored_bytes=counted.stored_bytes,
+        num_units=max(len(units), 1),
+        is_budgeted=counted.is_budgeted,
+    )
+
+
+def _point_estimate(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    work = 3 * sizes.forward(sizes.num_examples("train")) * recipe.settings.epochs
+    state = 3 * sizes.num_weights * sizes.state_bytes
+    return Counted(work, state + sizes.num_weights * sizes.state_bytes, state / 3, is_budgeted=False)
+
+
+def _loaded(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    return Counted(0.0, 0.0, 0.0)
+
+
+def _noise(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    return Counted(sizes.forward(sizes.num_examples("train")), 0.0, 0.0)
+
+
+def _landmarks(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    return Counted(0.0, 0.0, 2 * 8.0 * sizes.num_landmarks)
+
+
+def _weights_of(unit: Unit, sizes: Sizes) -> int:
+    wanted = set(unit.details["tiles"])
+    return sum(tile.size for tile in sizes.layout if tile.name in wanted)
+
+
+def _ntk_gram(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    work, explicit = 0.0, 0.0
+    for unit in units:
+        left, right = (len(range(*unit.details[side])) for side in ("left", "right"))
+        num_rows = left if unit.details["left"] == unit.details["right"] else left + right
+        weights = _weights_of(unit, sizes)
+        work += 3 * sizes.forward(num_rows) + 2.0 * left * right * weights
+        explicit = max(explicit, float(num_rows * weights * sizes.state_bytes))
+    core = CORE_BYTES * float(sizes.num_landmarks**2)
+    # The eigenproblem holds the Gram, the vectors and its workspace.
+    return Counted(work + EIGEN_FLOPS * sizes.num_landmarks**3, max(explicit, 3 * core), core)
+
+
+def _ntk_basis(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    num_rows, kept = sizes.num_landmarks, sizes.num_features
+    work = 3 * sizes.forward(num_rows) * len(units) + 2.0 * num_rows * kept * sizes.num_weights
+    widest = max(_weights_of(unit, sizes) for unit in units)
+    stored = float(sizes.num_weights * kept * sizes.state_bytes)
+    return Counted(work, float((num_rows + kept) * widest * sizes.state_bytes), stored)
+
+
+def _subspace_curvature(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    from afterfit.methods.subspace import NUM_CHUNKS
+
+    count, kept = sizes.num_examples("train"), sizes.num_features
+    work = sizes.times(count, kept) + 2.0 * count * sizes.num_outputs * kept**2
+    chunks = NUM_CHUNKS * CORE_BYTES * float(kept**2)
+    return Counted(work, sizes.row_bytes + sizes.columns_bytes(kept) + chunks, chunks * len(units))
+
+
+def _output_features(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
+    count, kept, outputs = sizes.num_examples(recipe.role), sizes.num_features, sizes.num_outputs
+    work = sizes.times(count, kept)
+    numbers = count * outputs * (1 + kept)
+    if recipe.with_kernel:
+        work += 2.0 * count * outputs**2 * sizes.num_weights
+        numbers += count * outputs**2
+    stored = float(numbers * sizes.state_bytes + 2 * 8 * count)
+    return Counted(work, sizes.row_bytes + sizes.columns_bytes(kept) + stored / len(units), stored)
+
+
+def _tuning(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    kept, outputs = sizes.num_features, sizes.num_outputs
+    validates = recipe.objective == "validation"
+    grid = (
+        (len(AUTO_PRIORS) if recipe.prior_precision == "auto" else 1)
+        * (len(AUTO_TEMPERATURES) if recipe.temperature == "auto" and validates else 1)
+        * (NUM_PREFIXES if recipe.data_fraction == "auto" else 1)
+    )
+    count = sizes.num_examples("validation") if validates and "validation" in sizes.request.data else 0
+    features = float(count * outputs * kept * sizes.state_bytes)
+    point = EIGEN_FLOPS * kept**3 + _outputs_work(count, sizes, TUNING_DRAWS)
+    return Counted(grid * point, 3 * features, 0.0, is_budgeted=False)
+
+
+def _outputs_work(count: int, sizes: Sizes, num_draws: int) -> float:
+    """From cached features to probabilities: the covariance (C, C) of each example, and draws from it."""
+    kept, outputs = sizes.num_features, sizes.num_outputs
+    return float(count) * (
+        2 * outputs * kept**2 + 2 * outputs**2 * kept + num_draws * (2 * outputs**2 + 4 * outputs)
+    )
+
+
+def _fit_posterior(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    core = CORE_BYTES * float(sizes.num_features**2)
+    return Counted(EIGEN_FLOPS * sizes.num_features**3, 3 * core, core)
+
+
+def _predictions(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
+    count, outputs = sizes.num_examples(recipe.role), sizes.num_outputs
+    features = count * outputs * (1 + sizes.num_features) * sizes.state_bytes / len(units)
+    stored = float(count * (4 * outputs * sizes.state_bytes + 2 * 8))
+    return Counted(_outputs_work(count, sizes, recipe.num_draws), 3 * features, stored, is_budgeted=False)
+
+
+def _scores(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    roles = (*recipe.in_distribution, *recipe.out_of_distribution)
+    held = sum(sizes.num_examples(role) for role in roles) * 4.0 * sizes.num_outputs * sizes.state_bytes
+    return Counted(held, held, 0.0, is_budgeted=False)
+
+
+def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
+    count, outputs, probes = sizes.num_examples("train"), sizes.num_outputs, recipe.num_probes
+    groups = len({unit.tree for unit in units})
+    image = probes * sizes.num_weights
+    back = sizes.rows(count, outputs) / len(sizes.row_groups) + 2.0 * count * outputs * image
+    widest = max(_weights_of(unit, sizes) for unit in units)
+    return Counted(
+        groups * sizes.times(count, probes) + back,
+        sizes.row_bytes + widest * probes * sizes.state_bytes,
+        float(image * sizes.state_bytes),
+    )
+
+
+def _nystrom_curvature(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
+    probes = recipe.num_probes
+    widest = max(tile.size for tile in sizes.layout)
+    core = CORE_BYTES * float(probes**2)
+    work = 4.0 * sizes.num_weights * probes**2 + EIGEN_FLOPS * probes**3
+    return Counted(work, 2.0 * widest * probes * CORE_BYTES + 2 * len(units) * core, 2 * core)
+
+
+def _nystrom_basis(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    probes, kept = sizes.num_probes, sizes.num_features
+    widest = max(tile.size for tile in sizes.layout)
+    stored = float(sizes.num_weights * kept * sizes.state_bytes)
+    return Counted(
+        2.0 * sizes.num_weights * probes * kept, float(widest * (probes + kept) * CORE_BYTES), stored
+    )
+
+
+COSTS: Final[Mapping[str, CountedBy]] = {
+    "PointEstimate": _point_estimate,
+    "LoadedWeights": _loaded,
+    "NoiseVariance": _noise,
+    "Landmarks": _landmarks,
+    "NtkGram": _ntk_gram,
+    "NtkBasis": _ntk_basis,
+    "SubspaceCurvature": _subspace_curvature,
+    "OutputFeatures": _output_features,
+    "Tuning": _tuning,
+    "FitPosterior": _fit_posterior,
+    "Predictions": _predictions,
+    "Scores": _scores,
+    "GgnSketch": _ggn_sketch,
+    "NystromCurvature": _nystrom_curvature,
+    "NystromBasis": _nystrom_basis,
+}
+"""Class name of a recipe -> how its cost is counted."""

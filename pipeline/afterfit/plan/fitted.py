@@ -1,0 +1,71 @@
+"""What a store remembers of its latest fit, so that a posterior loads from the store alone. Plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from afterfit.errors import ArtifactError, ConfigError
+from afterfit.plan.request import FitRequest
+from afterfit.plan.stage import Stage
+from afterfit.store.directory import Store
+
+NAME = "fit.json"
+FORMAT = 1
+
+
+class FitRecord(BaseModel):
+    """Written over by every finished fit; the artifacts that it names stay."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    network: dict[str, Any] | None  # settings that load it; None for a module in memory
+    network_identity: dict[str, Any]
+    stages: dict[str, str]  # stage -> place in the store, in the plan's order
+    fingerprint: str  # of the layout
+    tile_weights: int
+    choose: str | list[str]
+    output: str
+    memory_gb: float
+    micro_batch: int
+
+    @classmethod
+    def of(cls, request: FitRequest, plan: Sequence[Stage]) -> FitRecord:
+        """Of a finished fit."""
+        source = request.network
+        return cls(
+            network=None if source.settings is None else source.settings.model_dump(mode="json"),
+            network_identity=dict(source.identity),
+            stages={stage.name: stage.place for stage in plan},
+            fingerprint=request.layout.fingerprint,
+            tile_weights=request.layout.tile_weights,
+            choose=source.weights if isinstance(source.weights, str) else list(source.weights),
+            output=source.output,
+            memory_gb=request.memory_gb,
+            micro_batch=request.micro_batch,
+        )
+
+    def write(self, store: Store) -> None:
+        """Over the record of an earlier fit."""
+        store.put_record(NAME, self.model_dump(mode="json"))
+
+
+def read_fit(store: Store) -> FitRecord:
+    """The latest fit of a store.
+
+    Raises:
+        ConfigError: if the store has none.
+        ArtifactError: if it was written by another version of the program.
+    """
+    raw: Mapping[str, Any] | None = store.get_record(NAME)
+    if raw is None:
+        raise ConfigError(f"The store {store.uri} holds no finished fit; run `afterfit run` with it first.")
+    if raw.get("format") != FORMAT:
+        raise ArtifactError(
+            f"The store {store.uri} was written in format {raw.get('format')}, and this version reads {FORMAT}; "
+            "use the version that wrote it, or run the fit again."
+        )
+    return FitRecord.model_validate(raw)

@@ -1,0 +1,243 @@
+"""A run from its configuration to its scores. Prints nothing: the command line and jobs show what this gives."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from afterfit.engine import Engine, EngineName, open_engine
+from afterfit.plan.config import RunConfig
+from afterfit.plan.cost import Cost, check_fits, costs
+from afterfit.plan.execute import Ran, Status, execute, status_of
+from afterfit.plan.fitted import FitRecord
+from afterfit.plan.log import Display, Silent, StageLog, figures_of
+from afterfit.plan.posterior import posterior_plan
+from afterfit.plan.record import RunRecord, read_record
+from afterfit.plan.request import FitRequest
+from afterfit.plan.resolve import request_of
+from afterfit.plan.stage import Stage
+from afterfit.resources import GB
+from afterfit.store.artifact import StoredArtifact
+from afterfit.store.directory import Store, open_store
+
+WORSE_ACCURACY = 0.005
+"""Loss of accuracy that is worth a warning: Monte Carlo draws alone flip a few examples in a thousand."""
+DIGITS = 4
+"""Of an NLL, in nats, as tables print it; what looks equal is not called worse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a run is computed; never part of a key."""
+
+    engine: EngineName = "inprocess"
+    address: str | None = None  # of a Ray cluster
+    workers: int | None = None
+    threads: int | None = None  # of torch in each worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that could begin: everything opened, measured and counted."""
+
+    config: RunConfig
+    store: Store
+    request: FitRequest
+    plan: Sequence[Stage]
+    statuses: Mapping[str, Status]
+    costs: Mapping[str, Cost | None]
+
+    @property
+    def remaining(self) -> dict[str, Cost | None]:
+        """Costs of the stages that are not done."""
+        return {name: cost for name, cost in self.costs.items() if self.statuses[name] != Status.DONE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    store: Store
+    ran: Mapping[str, Ran]
+    scores: pa.Table | None  # predictor, dataset, metric, value
+    stages: pa.Table  # stage, seconds, peak_mb, state
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether all had been finished before."""
+        return all(ran.was_done for ran in self.ran.values())
+
+
+def prepare(config: RunConfig, store_uri: str | None = None) -> Prepared:
+    """Open the store, the network and the data, make the plan and count what it costs.
+
+    Raises:
+        ConfigError, DataError, NetworkError: for what cannot be fitted; one sentence with the remedy.
+        StoreError: if the store cannot be opened.
+    """
+    store = open_store(store_uri or config.where)
+    request = request_of(config, store)
+    plan = posterior_plan(request)
+    return Prepared(
+        config=config,
+        store=store,
+        request=request,
+        plan=plan,
+        statuses={stage.name: status_of(stage, store) for stage in plan},
+        costs=costs(plan, request),
+    )
+
+
+def run(prepared: Prepared, *, where: Where | None = None, display: Display | None = None) -> Outcome:
+    """Finish every stage of a prepared run, and remember the run in its store.
+
+    Raises:
+        ResourceError: before anything runs, if a stage cannot fit.
+        AfterfitError: of a stage; what is finished is kept, and the same call goes on.
+    """
+    store = prepared.store
+    check_fits(prepared.remaining, prepared.config.memory_gb, _machine_gb(where), _free_bytes(store))
+    RunRecord.of(prepared.config, prepared.request, prepared.plan).write(store)
+    ran, notes = finish(prepared.plan, prepared.request, store, where=where, display=display)
+    FitRecord.of(prepared.request, prepared.plan).write(store)
+    scores = ran["scores"].artifact.table("scores") if "scores" in ran else None
+    return Outcome(
+        store=store,
+        ran=ran,
+        scores=scores,
+        stages=stages_table(store, {name: one.stage.place for name, one in ran.items()}, ran),
+        notes=[
+            *notes,
+            *(note for one in ran.values() for note in notes_of(one.artifact)),
+            *warnings_of(scores),
+        ],
+    )
+
+
+def finish(
+    plan: Sequence[Stage],
+    request: FitRequest,
+    store: Store,
+    *,
+    where: Where | None = None,
+    display: Display | None = None,
+) -> tuple[Mapping[str, Ran], list[str]]:
+    """Execute a plan, keeping seconds and peak memory of each stage as records of the store.
+
+    Returns:
+        What became of each stage, and what the engine had to say.
+    """
+    if all(store.find(stage.place) for stage in plan):
+        # No engine is opened, so that a second run needs no cluster.
+        return {stage.name: Ran(stage, store.read(stage.place), True, 0.0) for stage in plan}, []
+    log = StageLog(store, display or Silent())
+    ended = "partial"
+    try:
+        with _engine(store, where or Where(), log) as engine:
+            ran = execute(plan, request, engine, store, log.watch)
+        ended = "done"
+    finally:
+        log.close(ended)
+    return ran, log.notes
+
+
+@contextmanager
+def _engine(store: Store, where: Where, log: StageLog) -> Iterator[Engine]:
+    with open_engine(
+        where.engine,
+        store,
+        address=where.address,
+        workers=where.workers,
+        threads=where.threads,
+        events=log.tell,
+    ) as engine:
+        yield engine
+
+
+def status(store: Store) -> tuple[RunRecord, pa.Table]:
+    """The run that a store remembers, and the state of its stages, from markers and records alone.
+
+    Returns:
+        The record, and a table: stage, place, state, seconds, peak_mb, num_bytes; null where not known.
+    """
+    record = read_record(store)
+    rows = []
+    for name, place in record.stages.items():
+        found = store.find(place)
+        state = Status.DONE if found else Status.PARTIAL if store.places(place) else Status.MISSING
+        stored = found.num_bytes if found else None
+        rows.append(
+            {
+                "stage": name,
+                "place": place,
+                "state": state.value,
+                "num_bytes": stored,
+                **_figures(store, place),
+            }
+        )
+    return record, pa.Table.from_pylist(rows)
+
+
+def stages_table(store: Store, places: Mapping[str, str], ran: Mapping[str, Ran]) -> pa.Table:
+    """Seconds and peak memory of the run that computed each stage: stage, seconds, peak_mb, state.
+
+    The state is "computed" where this run did it and "skipped" where it was there.
+    """
+    rows = [
+        {
+            "stage": name,
+            **_figures(store, place),
+            "state": "skipped" if ran[name].was_done else "computed",
+        }
+        for name, place in places.items()
+    ]
+    kinds = {"stage": pa.string(), "seconds": pa.float64(), "peak_mb": pa.float64(), "state": pa.string()}
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
+
+
+def _figures(store: Store, place: str) -> dict[str, Any]:
+    known = figures_of(store, place)
+    peak = known.get("peak_bytes")
+    return {"seconds": known.get("seconds"), "peak_mb": peak / 1e6 if peak else None}
+
+
+def notes_of(artifact: StoredArtifact) -> Sequence[str]:
+    """What a stage wants people to know."""
+    return artifact.facts.get("notes", ())
+
+
+def warnings_of(scores: pa.Table | None) -> Iterator[str]:
+    """A sentence for each data set on which the posterior is worse than the network alone."""
+    if scores is None:
+        return
+    of = {(row["dataset"], row["metric"], row["predictor"]): row["value"] for row in scores.to_pylist()}
+    for dataset, metric, predictor in of:
+        if predictor != "map" or (dataset, metric, "posterior") not in of:
+            continue
+        before, after = of[dataset, metric, "map"], of[dataset, metric, "posterior"]
+        if metric == "accuracy" and after < before - WORSE_ACCURACY:
+            yield (
+                f"On {dataset} the posterior lowers the accuracy from {before:.4f} to {after:.4f}: "
+                "raise `method.prior_precision`, or let it be tuned by validation."
+            )
+        if metric == "nll" and round(after, DIGITS) > round(before, DIGITS):
+            yield (
+                f"On {dataset} the posterior's NLL, {after:.4f} nats, is worse than the network's {before:.4f}: "
+                "check that the validation data are like these, or raise `method.prior_precision`."
+            )
+
+
+def _machine_gb(where: Where | None) -> float | None:
+    """Memory of this machine where it does the work; a cluster's is not known here."""
+    return psutil.virtual_memory().total / GB if where is None or where.engine == "inprocess" else None
+
+
+def _free_bytes(store: Store) -> float | None:
+    """Of the disk that a local store is on."""
+    return None if "://" in store.uri else float(shutil.disk_usage(Path(store.uri)).free)
