@@ -62,9 +62,7 @@ class Record:
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"Not finite: {', '.join(bad)}; a figure is a finite number.")
-        whole = replace(
-            self, figures={**self.figures, **figures}, subsets={**self.subsets, **subsets}, date=_today()
-        )
+        whole = replace(self, figures={**self.figures, **figures}, subsets={**self.subsets, **subsets}, date=_today())
         _write(whole.path, whole.as_dict())
         return whole
 
@@ -100,7 +98,7 @@ class Record:
 def open_record(name: str, budget: Budget, targets: Mapping[str, Target], folder: Path = RESULTS) -> Record:
     """A record to add figures to.
 
-    It goes on from its file where that was made with the same budget, machine and versions, and is empty otherwise.
+    It goes on from its file where that was made with the same budget, machine and versions; else it is empty.
     """
     fresh = Record(
         name=name,
@@ -118,9 +116,7 @@ def open_record(name: str, budget: Budget, targets: Mapping[str, Target], folder
     earlier = read_record(fresh.path)
     if any(getattr(earlier, what) != getattr(fresh, what) for what in ("budget", "machine", "versions")):
         return fresh
-    commits = (
-        dict.fromkeys([*earlier.commit.split(", "), fresh.commit]) if earlier.figures else [fresh.commit]
-    )
+    commits = dict.fromkeys([*earlier.commit.split(", "), fresh.commit]) if earlier.figures else [fresh.commit]
     return replace(fresh, figures=earlier.figures, subsets=earlier.subsets, commit=", ".join(commits))
 
 
@@ -215,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Show the results on disk: all of them, or those named; 1 where a target is missed."""
     names = sys.argv[1:] if arguments is None else arguments
     paths = [RESULTS / f"{name}.json" for name in names] or sorted(RESULTS.glob("*.json"))
-    return int(any([show(read_record(path)) for path in paths]))
+    short = [show(read_record(path)) for path in paths]
+    return int(any(short))
 
 
 if __name__ == "__main__":

@@ -62,19 +62,31 @@ class Result:
 
     @classmethod
     def of_state(cls, state: State, facts: Mapping[str, Any] | None = None) -> "Result":
-        """A state as a result: one family of tensors for each prefix of its names."""
-        families: dict[str, list[tuple[str, Tensor]]] = {}
+        """A state as a result: one family of tensors for each prefix of its names. A lazy state is read as it is
+        written, one tile at a time."""
+        families: dict[str, list[str]] = {}
         for name in state:
-            family, _, tile = name.partition("/")
-            families.setdefault(family, []).append((tile, state[name]))
-        return cls(tensors=families, facts=facts or {})
+            families.setdefault(name.partition("/")[0], []).append(name)
+
+        def stream(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+            for name in names:
+                yield name.partition("/")[2], state[name]
+
+        return cls(tensors={family: stream(names) for family, names in families.items()}, facts=facts or {})
 
 
 class Artifact(Protocol):
     """Something finished in the store, opened for reading; what is read is verified."""
 
-    facts: Mapping[str, Any]  # of a union: those of its parts, then its own
-    families: Sequence[str]
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Plain values; of a union those of its parts, then its own."""
+        ...
+
+    @property
+    def families(self) -> Sequence[str]:
+        """Names of the families of tensors."""
+        ...
 
     def tiles(self, family: str) -> Mapping[str, Tensor]:
         """Lazy mapping tile -> tensor, in the order written; each access reads (or maps) one tile."""

@@ -258,13 +258,12 @@ def _where(engine: EngineOption, address: str | None, workers: int | None, threa
 def _show(console: Console, prepared: Prepared, outcome: Outcome) -> None:
     """Scores, stages, notes, and where everything is."""
     from afterfit.plan.page import write_page
-    from afterfit.report.tables import scores_table, stages_table
+    from afterfit.plan.tables import outcome_tables
 
     if outcome.did_nothing:
         console.print("Nothing was to be done: every stage is in the store.")
-    if outcome.scores is not None:
-        console.print(scores_table(outcome.scores))
-    console.print(stages_table(outcome.stages))
+    for table in outcome_tables(outcome):
+        console.print(table)
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     console.print(f"Store: {outcome.store.uri}", markup=False, soft_wrap=True)

@@ -44,18 +44,20 @@ class Toy:
 
     log: Path  # gets a line for every moment
     kill_at: str = ""  # the moment at which the process is killed
+    deaths: int = 1  # how often
     fail_at: str = ""  # the moment at which the work fails
     pause_s: float = 0.0  # at every moment
 
     def moment(self, name: str) -> None:
-        """Note that we are here; die here if that was asked for and has not happened yet."""
+        """Note that we are here; die here if that was asked for and has not happened often enough."""
         with self.log.open("a") as log:
             log.write(f"{name}\n")
         time.sleep(self.pause_s)
         if name == self.kill_at:
             died = self.log.with_suffix(".died")
-            if not died.exists():
-                died.touch()
+            deaths = died.stat().st_size if died.exists() else 0
+            if deaths < self.deaths:
+                died.write_bytes(bytes(deaths + 1))
                 os.kill(os.getpid(), signal.SIGKILL)
         if name == self.fail_at:
             raise NumericalError(f"The toy broke down at {name!r}.")
@@ -197,7 +199,7 @@ def run_toys(
     toys: Sequence[str], uri: str, log: Path, *, name: EngineName = "inprocess", **options: Any
 ) -> Ran:
     """Run toy stages in one engine; `options` are those of `Toy` and of `open_engine`."""
-    of_toy = {key: options.pop(key) for key in ("kill_at", "fail_at", "pause_s") if key in options}
+    of_toy = {key: options.pop(key) for key in ("kill_at", "deaths", "fail_at", "pause_s") if key in options}
     store = open_store(uri)
     events: list[Event] = []
     with open_engine(name, store, **{"checkpoint_s": 0.0, "events": events.append, **options}) as engine:

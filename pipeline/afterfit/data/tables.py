@@ -47,9 +47,13 @@ class FilePiece:
         self._scratch = scratch
         self._open: dict[tuple[str, ...], MappedRows] = {}
 
-    @cached_property
+    @property
     def columns(self) -> Sequence[str]:
-        """From the head of the file."""
+        """From the head of the file, read once."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> Sequence[str]:
         return column_names(self.file)
 
     def num_rows(self, columns: Sequence[str]) -> int:

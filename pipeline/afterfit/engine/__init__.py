@@ -36,8 +36,8 @@ def open_engine(
     Args:
         name: "inprocess", or "ray".
         store: holds everything that is finished or saved.
-        address: of a Ray cluster; None starts Ray on this machine, loopback only, or uses the one that this
-            process is connected to already.
+        address: of a Ray cluster; None starts Ray on this machine, loopback only. Where this process is
+            connected to Ray already, that connection is used.
         workers: Ray actors; None for as many as the cluster can hold when the engine is opened.
         resources: of one worker; one CPU unless told.
         threads: of torch, in each worker; None for the CPUs of one worker.

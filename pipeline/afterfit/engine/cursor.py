@@ -58,9 +58,8 @@ class Trail:
                 made_on = artifact.about.get("arithmetic")
                 if made_on == arithmetic():
                     return self.read(self._known[-1])
-                self._note(
-                    f"{artifact.place} was saved on {_words(made_on)}; it is not used on {_words(arithmetic())}."
-                )
+                here = _words(arithmetic())
+                self._note(f"{artifact.place} was saved on {_words(made_on)}; it is not used on {here}.")
             except ArtifactError as error:
                 self._note(f"A save cannot be used and is dropped: {error}")
             self._store.drop(self._at(self._known.pop()))

@@ -39,7 +39,7 @@ class Work:
 
 
 class Engine(Protocol):
-    """Runs stages somewhere. On one kind of device the results depend neither on where nor on how many workers.
+    """Runs stages somewhere. On one kind of device, where and by how many workers changes no bit of a result.
 
     What is in the store already is not repeated: finished units are skipped, an unfinished one goes on from
     its cursor. Errors of the work itself surface at once and unchanged; lost workers are replaced.

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any
 from uuid import uuid4
 
-# Ray reads these as it is imported. A node started here stays on loopback; a cluster's own settings come first.
+# Ray reads these as it is imported. What is started here stays on loopback; a cluster's own settings win.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -77,7 +77,7 @@ def _start(address: str | None, settings: Settings, workers: int) -> None:
         options = {"address": "local", "include_dashboard": False, "log_to_driver": False, "num_cpus": cpus}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones, for instance when a node is too slow to start
         where = "on this machine" if address is None else f"at {address}"
         raise EngineError(
             f"Ray cannot be {'started' if address is None else 'reached'} {where}: {error}."
@@ -88,4 +88,5 @@ def _capacity(settings: Settings) -> int:
     """How many workers the cluster can hold now."""
     have, needs = ray.cluster_resources(), settings.resources
     asked = {"CPU": needs.num_cpus, "GPU": needs.num_gpus}
-    return max(1, min(int(have.get(kind, 0) / amount) for kind, amount in asked.items() if amount))
+    fits = (int(have.get(kind, 0) / amount) for kind, amount in asked.items() if amount)
+    return max(1, min(fits, default=1))

@@ -52,14 +52,15 @@ class RayCrew:
         self._workers = workers
         self._tell = tell
         options = {"num_cpus": settings.resources.num_cpus, "num_gpus": settings.resources.num_gpus}
-        remote: Any = ray.remote(Seat)
-        self._seat = remote.options(concurrency_groups={"listen": 1}, **options)
+        remote: Any = ray.remote
+        # A group of its own, so that reports do not wait for the job at hand.
+        self._seat = remote(concurrency_groups={"listen": 1}, **options)(Seat)
         self._listening: dict[ray.ObjectRef, Any] = {}  # one pending report for each actor
         self._up: list[Any] = []  # actors that have reported
         self._running: dict[ray.ObjectRef, tuple[Any, Job]] = {}
 
     def run(self, stage: str, work: Work, jobs: Sequence[Job]) -> None:
-        """Do all jobs. Where one fails, or the user interrupts, all workers end; the store stays resumable."""
+        """Do all jobs. After a failure or an interruption all workers end, and the store can be resumed."""
         pending = list(jobs)
         losses: Counter[str] = Counter()
         heard = time.monotonic()
@@ -78,6 +79,8 @@ class RayCrew:
                         if job is None:
                             self._up += [actor] if actor not in self._up else []
                             self._listen(actor, LISTEN_S)
+                        else:
+                            losses["start"] = 0  # only losses without any progress count
                     except RayTaskError as error:
                         raise original(error) from None
                     except RayError as error:
@@ -132,7 +135,7 @@ def original(error: RayTaskError) -> BaseException:
     cause = error.cause
     if isinstance(cause, RayError):  # it could not be sent
         return EngineError(f"A worker failed with an error that cannot be sent: {cause}")
-    cause.add_note(error.traceback_str)
+    cause.add_note(str(error))
     return cause
 
 

@@ -9,7 +9,9 @@ from afterfit.seeds import Seed
 Integers = NDArray[np.int64]
 
 
-def balanced_landmarks(labels_N: Integers, num_outputs: int, num_landmarks: int, seed: Seed) -> tuple[Integers, Integers]:
+def balanced_landmarks(
+    labels_N: Integers, num_outputs: int, num_landmarks: int, seed: Seed
+) -> tuple[Integers, Integers]:
     """Choose landmark rows without repetition.
 
     Examples are taken class by class in turn, each class in random order, so any number of them is balanced. Each
@@ -37,8 +39,10 @@ def balanced_landmarks(labels_N: Integers, num_outputs: int, num_landmarks: int,
             f"{num_examples * num_outputs} rows; lower it."
         )
     order_N = _in_turn(labels_N, seed.child("examples").numpy())
-    outputs_NC = seed.child("outputs").numpy().permuted(
-        np.tile(np.arange(num_outputs, dtype=np.int64), (num_examples, 1)), axis=1
+    outputs_NC = (
+        seed.child("outputs")
+        .numpy()
+        .permuted(np.tile(np.arange(num_outputs, dtype=np.int64), (num_examples, 1)), axis=1)
     )
     passes = np.arange(num_landmarks) // num_examples
     examples_M = order_N[np.arange(num_landmarks) % num_examples]

@@ -11,11 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, merge_in_order
+from afterfit.algebra import Cursor, Result, State, Unit, add, merge_in_order
 from afterfit.frozen import Frozen
 from afterfit.layout import Tile
 from afterfit.linalg.eigen import eigenpairs, numerical_rank
 from afterfit.linalg.landmarks import balanced_landmarks
+from afterfit.methods.extending import UnionOfChunks
 from afterfit.methods.subspace import SubspaceCurvature
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Workbench
@@ -65,7 +66,10 @@ class Ella(Frozen):
                 data=("train",),
             ),
             "curvature": Declaration(
-                recipe=SubspaceCurvature(likelihood), inputs={"basis": "basis"}, data=("train",)
+                recipe=SubspaceCurvature(likelihood),
+                inputs={"basis": "basis"},
+                data=("train",),
+                extended_by=UnionOfChunks,
             ),
         }
 
@@ -187,9 +191,7 @@ class _NtkGramReducer:
         tiles = _tiles(self.rows.bench, unit)
         left_rows = self.rows.explicit(tiles, left)
         right_rows = left_rows if left == right else self.rows.explicit(tiles, right)
-        products = (
-            {f"gram/{unit.tree}": (left_rows[tile.name] @ right_rows[tile.name].T).to(CORE)} for tile in tiles
-        )
+        products = ({f"gram/{unit.tree}": (left_rows[tile.name] @ right_rows[tile.name].T).to(CORE)} for tile in tiles)
         return merge_in_order(add, products)
 
     def merge(self, left: State, right: State) -> State:
@@ -269,4 +271,9 @@ class _NtkBasisTask:
                 yield name, rows_MP.T @ scaled_MK.to(rows_MP)
 
         facts: dict[str, Any] = {"num_features": kept}
+        if kept < self.recipe.num_features:
+            facts["notes"] = [
+                f"`num_features` is lowered from {self.recipe.num_features} to {kept}, the numerical rank of the Gram of "
+                f"{len(scaled_MK)} landmark rows."
+            ]
         return Result(tensors={"basis": columns()}, facts=facts)

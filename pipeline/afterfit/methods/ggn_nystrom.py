@@ -13,6 +13,7 @@ from afterfit.errors import RankError
 from afterfit.frozen import Frozen
 from afterfit.layout import Tile
 from afterfit.linalg.nystrom import nystrom_factor
+from afterfit.methods.extending import SumOfTotals
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Workbench, bound_likelihood
 from afterfit.precision import CORE, state_dtype
@@ -40,8 +41,7 @@ class GgnNystrom(Frozen):
     """Inverse prior variance of the weights; `auto` chooses it as `tuning` says."""
     temperature: float | Literal["auto"] = 1.0
     """T divides the data's curvature."""
-    data_fraction: Literal[1.0] = 1.0
-    """A sketch holds all of the data."""
+    data_fraction: ClassVar[float] = 1.0  # a sketch holds all of the data
     complement: Literal["none", "prior"] = "prior"
     """`prior`: low rank plus diagonal; `none`: the subspace only."""
     tuning: Literal["auto", "validation", "marginal_likelihood"] = "marginal_likelihood"
@@ -57,7 +57,9 @@ class GgnNystrom(Frozen):
                 f"`num_probes` to at least {self.rank + 10}."
             )
         return {
-            "sketch": Declaration(recipe=GgnSketch(self.num_probes, self.seed, likelihood), data=("train",)),
+            "sketch": Declaration(
+                recipe=GgnSketch(self.num_probes, self.seed, likelihood), data=("train",), extended_by=SumOfTotals
+            ),
             "curvature": Declaration(
                 recipe=NystromCurvature(self.num_probes, self.seed, self.rank), inputs={"sketch": "sketch"}
             ),
@@ -142,7 +144,9 @@ class SketchSum:
     def init(self) -> State:
         """No data: all zeros."""
         dtype = state_dtype(self.bench.network.dtype)
-        state = {f"image/{tile.name}": torch.zeros(tile.size, self.recipe.num_probes, dtype=dtype) for tile in self.tiles}
+        state = {
+            f"image/{tile.name}": torch.zeros(tile.size, self.recipe.num_probes, dtype=dtype) for tile in self.tiles
+        }
         if self._is_first:
             state["log_density/all"] = torch.zeros(1, dtype=CORE)
             state["count/all"] = torch.zeros(1, dtype=torch.int64)

@@ -35,6 +35,4 @@ def _find(path: str, kind: str, exists: Callable[[Path], bool]) -> Path:
         if exists(place):
             return place
     tried = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise ConfigError(
-        f"There is no {kind} {path!r} (looked for {tried}); correct the path or set AFTERFIT_MODELS."
-    )
+    raise ConfigError(f"There is no {kind} {path!r} (looked for {tried}); correct the path or set AFTERFIT_MODELS.")

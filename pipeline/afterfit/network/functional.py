@@ -32,9 +32,7 @@ class Network:
         self.output = output
         self.layout = Layout.of(module, weights, tile_weights)
         state = dict(module.named_parameters())
-        self.weights: dict[str, Tensor] = {
-            block.name: state[block.name].detach() for block in self.layout.blocks
-        }
+        self.weights: dict[str, Tensor] = {block.name: state[block.name].detach() for block in self.layout.blocks}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,6 +66,11 @@ class Network:
                 f"The network returned {type(raw).__name__} without `logits`; return a tensor or an object with logits."
             )
         if self.output == "last_token":
+            if logits.dim() != 3:
+                raise NetworkError(
+                    f"The network's output has shape {tuple(logits.shape)}; `output: last_token` needs "
+                    "(examples, tokens, vocabulary)."
+                )
             mask = inputs.get("attention_mask")
             if mask is None:
                 return logits[:, -1]
@@ -88,18 +91,20 @@ def check_usable(module: nn.Module) -> None:
     """Refuse what would make a posterior meaningless.
 
     Raises:
-        NetworkError: for no weights, weights that are not finite, or train mode with dropout or batch norm.
+        NetworkError: for no weights, numbers that are not finite, train mode, or outputs that depend on the batch.
     """
     named = dict(module.named_parameters())
     if not named:
         raise NetworkError("The network has no weights.")
-    for name, weight in named.items():
-        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
-            raise NetworkError(f"The weight {name!r} is not finite; train again or load another checkpoint.")
+    for name, value in (*named.items(), *module.named_buffers()):
+        if not value.is_meta and not bool(torch.isfinite(value).all()):
+            raise NetworkError(f"{name!r} of the network is not finite; train again or load another checkpoint.")
     for name, part in module.named_modules():
-        noisy = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
-        if part.training and (noisy or isinstance(part, nn.modules.batchnorm._BatchNorm)):
+        called = name or type(part).__name__
+        if part.training:  # dropout is not always a module, so no part is taken to be harmless
+            raise NetworkError(f"The network is in train mode ({called!r} is); call `network.eval()` first.")
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise NetworkError(
-                f"The network is in train mode and {name or type(part).__name__!r} behaves differently there; "
-                "call `network.eval()` first."
+                f"{called!r} has no running statistics, so outputs depend on the batch; train it with "
+                "`track_running_stats=True`."
             )

@@ -83,9 +83,7 @@ def from_config(settings: NetworkSettings) -> nn.Module:
     fields = dict(settings.config)
     kind = fields.pop("model_type")
     if kind not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"transformers knows no model type {kind!r}.{_nearest(kind, CONFIG_MAPPING.keys())}"
-        )
+        raise ConfigError(f"transformers knows no model type {kind!r}.{_nearest(kind, CONFIG_MAPPING.keys())}")
     _check_fields(fields, CONFIG_MAPPING[kind]())
     try:
         return _auto_class(settings).from_config(CONFIG_MAPPING[kind](**fields))

@@ -331,9 +331,7 @@ def _like(targets: Tensor, outputs_BC: Tensor) -> Tensor:
 def _uniforms(seed: Seed, indexes_B: Tensor, *shape: int) -> Tensor:
     """Uniform numbers in [0, 1), (B, *shape), float64, each example's named by its index."""
     places = [seed.child("uniforms", index, *shape) for index in indexes_B.tolist()]
-    return torch.stack(
-        [torch.rand(shape, generator=place.generator(), dtype=torch.float64) for place in places]
-    )
+    return torch.stack([torch.rand(shape, generator=place.generator(), dtype=torch.float64) for place in places])
 
 
 def _check_width(targets: Tensor, num_outputs: int) -> None:

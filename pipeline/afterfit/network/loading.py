@@ -83,9 +83,7 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"The factory {name!r} does not take these `arguments`: {error}.") from error
     module = factory(**arguments)
     if not isinstance(module, nn.Module):
-        raise ConfigError(
-            f"The factory {name!r} returned {type(module).__name__}; it must return a torch.nn.Module."
-        )
+        raise ConfigError(f"The factory {name!r} returned {type(module).__name__}; it must return a torch.nn.Module.")
     return module
 
 
@@ -94,9 +92,7 @@ def _import(name: str) -> Callable[..., Any]:
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"The factory {name!r} cannot be imported ({error}); correct it or install it."
-        ) from error
+        raise ConfigError(f"The factory {name!r} cannot be imported ({error}); correct it or install it.") from error
     if not callable(factory):
         raise ConfigError(f"The factory {name!r} is not a function.")
     return factory

@@ -82,9 +82,7 @@ class NetworkSettings(Frozen):
     def _one_origin(self) -> Self:
         given = [name for name in ("hub", "path", "factory") if getattr(self, name) is not None]
         if len(given) > 1 or (not given and "model_type" not in self.config):
-            raise ValueError(
-                "give exactly one origin: `hub`, `path`, `factory`, or `config` with a `model_type`"
-            )
+            raise ValueError("give exactly one origin: `hub`, `path`, `factory`, or `config` with a `model_type`")
         if given and "model_type" in self.config:
             raise ValueError(f"`config.model_type` builds a new network; remove it or `{given[0]}`")
         return self
@@ -94,9 +92,7 @@ class NetworkSettings(Frozen):
         if self.factory is not None and ":" not in self.factory:
             raise ValueError("`factory` is written package.module:function")
         if self.factory is not None and (self.config or self.fresh):
-            raise ValueError(
-                "`config` and `fresh` are for transformers networks; a factory takes `arguments`"
-            )
+            raise ValueError("`config` and `fresh` are for transformers networks; a factory takes `arguments`")
         if self.factory is None and self.arguments:
             raise ValueError("`arguments` need `factory`")
         if self.hub is not None and self.hub.startswith(("/", ".", "~")):

@@ -22,9 +22,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise NetworkError(
-            f"{path.name} is not a whole safetensors file ({error}); fetch it again."
-        ) from error
+        raise NetworkError(f"{path.name} is not a whole safetensors file ({error}); fetch it again.") from error
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, *, whole: bool = True) -> None:
@@ -41,14 +39,10 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, *, whole: 
     Raises:
         NetworkError: naming the first few unknown or missing names, or the first of another shape.
     """
-    places = dict(module.named_parameters(remove_duplicate=False)) | dict(
-        module.named_buffers(remove_duplicate=False)
-    )
+    places = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     unexpected = [name for name in state if name not in places]
     if unexpected:
-        raise NetworkError(
-            f"{source} has {some(unexpected)}, which the network has not; it is for another network."
-        )
+        raise NetworkError(f"{source} has {some(unexpected)}, which the network has not; it is for another network.")
     filled = {id(places[name]) for name in state}
     missing = [
         name

@@ -1,6 +1,6 @@
 """What a recipe finds on the worker it runs on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -13,11 +13,30 @@ from afterfit.network.likelihoods import Gaussian, Likelihood
 class Outline(Protocol):
     """What is known of a fit without loading its weights; the driver plans units from it."""
 
-    layout: Layout
-    num_outputs: int
-    memory_gb: float
-    micro_batch: int  # examples of a micro-batch, a pure function of the layout, outputs and memory
-    state_bytes: int  # of one number of a sum over data: 8 where the network computes in float64, else 4
+    @property
+    def layout(self) -> Layout:
+        """Of the chosen weights."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def memory_gb(self) -> float:
+        """Budget of one worker for what is explicit at once."""
+        ...
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of a micro-batch, a pure function of layout, outputs and memory."""
+        ...
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one number of a sum over data: 8 where the network computes in float64, else 4."""
+        ...
 
     def num_examples(self, role: str) -> int:
         """Length of the data set that plays `role` ("train", "validation", ...)."""
@@ -67,6 +86,8 @@ class Declaration:
     recipe: Recipe
     inputs: Mapping[str, str] = field(default_factory=dict)  # role for the recipe -> name of another stage
     data: Sequence[str] = ()  # roles of the data sets that it reads
+    extended_by: Callable[[tuple[str, ...]], Recipe] | None = None
+    """Of a sum over "train": from the roles of the first sum and of those over data added later, to their union."""
 
 
 def bound_likelihood(likelihood: Likelihood, outline: Outline) -> Likelihood:

@@ -114,7 +114,7 @@ class Bench:
         store = open_store(self.spec.store_uri)
         return lru_cache(maxsize=None)(lambda role: store.read(self.spec.inputs[role]))
 
-    @cached_property
+    @property
     def network(self) -> Network:
         """The network with the weights of the point estimate."""
         return _network(self.spec.store_uri, self.spec.network, self.spec.inputs.get("network"))
@@ -160,4 +160,5 @@ class Bind:
     spec: BenchSpec
 
     def __call__(self) -> Task | Reducer | Rounds | Steps:
+        """What the engine runs."""
         return self.recipe.on(Bench(self.spec))

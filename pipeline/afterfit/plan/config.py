@@ -1,4 +1,4 @@
-"""A run as a YAML file: read strictly, every mistake named with its line and the nearest name. Imports no torch."""
+"""A run as a YAML file: every mistake is named with its line and the nearest name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class DataRoles(Frozen):
 
     train: DataSettings
     """What the network was, or will be, trained on; the posterior is fitted on it."""
+    extensions: Mapping[str, DataSettings] = Field(default_factory=dict)
+    """Name -> data added to `train` later: finished sums are extended, not done again."""
     validation: DataSettings | None = None
     """For choosing prior precision, temperature and data fraction."""
     evaluation: Mapping[str, DataSettings] = Field(default_factory=dict)
@@ -68,8 +70,8 @@ class RunConfig(Frozen):
     prediction: PredictionSettings = PredictionSettings()
     """How probabilities are made."""
     memory_gb: PositiveFloat = 2.0
-    """Budget of one worker for what is explicit at once, besides the network and its activations. Part of the keys,
-    since it fixes the micro-batch."""
+    """Budget of one worker for what is explicit at once, besides the network and its activations. Part of the
+    keys, since it fixes the micro-batch."""
     micro_batch: PositiveInt | Literal["auto"] = "auto"
     """Examples of a micro-batch; `auto` computes it from sizes and memory."""
     num_shards: PositiveInt | Literal["auto"] = "auto"
@@ -96,7 +98,9 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ConfigError(f"The configuration {path!r} cannot be read ({error.strerror}); check the path.") from error
+        raise ConfigError(
+            f"The configuration {path!r} cannot be read ({error.strerror}); check the path."
+        ) from error
     return parse_config(text, overrides, path)
 
 
@@ -127,7 +131,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"`--set {override}`: {parent!r} is not a mapping, so nothing can be set below it.")
+            raise ConfigError(
+                f"`--set {override}`: {parent!r} is not a mapping, so nothing can be set below it."
+            )
     try:
         tree[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -151,45 +157,60 @@ def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
 
 
 def _sentence(error: ValidationError, tree: dict[str, Any], lines: Mapping[Path_, int], name: str) -> str:
-    first = error.errors()[0]
-    place: Path_ = tuple(part for part in first["loc"] if _is_in(tree, part, first["loc"]))
+    mistakes = [(_place(tree, mistake["loc"]), mistake) for mistake in error.errors()]
+    # Each member of a union adds its own mistakes below one place: the one that got furthest was meant.
+    first = mistakes[0][0]
+    same = [(place, mistake) for place, mistake in mistakes if place[: len(first)] == first]
+    place, deepest = max(
+        same, key=lambda found: (len(found[1]["loc"]), found[1]["type"] == "extra_forbidden")
+    )
     line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
     where = f"{name}:{line}" if line else name
     dotted = ".".join(str(part) for part in place) or "the configuration"
-    rest = len(error.errors()) - 1
+    rest = len(mistakes) - len(same)
     more = f" ({rest} more)" if rest else ""
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
+    if deepest["type"] == "extra_forbidden":
+        known = _fields_at(place[:-1], tree)
         near = get_close_matches(str(place[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}."
         return f"{where}: there is no field {dotted!r}; {hint}{more}"
-    if first["type"] == "missing":
-        return f"{where}: the field {'.'.join(map(str, first['loc']))!r} is missing; add it.{more}"
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {dotted}: {what[:1].lower()}{what[1:]}.{more}"
+    if deepest["type"] == "missing":
+        missing = ".".join(str(part) for part in (*place, deepest["loc"][-1]))
+        return f"{where}: the field {missing!r} is missing; add it.{more}"
+    alternatives = [mistake for _, mistake in same if len(mistake["loc"]) == len(deepest["loc"])]
+    said = dict.fromkeys(mistake["msg"].removeprefix("Value error, ") for mistake in alternatives)
+    what = ", or ".join(f"{text[:1].lower()}{text[1:]}" for text in said)
+    return f"{where}: {dotted}: {what}.{more}"
 
 
-def _is_in(tree: Any, part: str | int, loc: tuple[str | int, ...]) -> bool:
-    """Whether a part of pydantic's location is a key of the file, and not the name of a union's member."""
-    node = tree
+def _place(tree: Any, loc: Path_) -> Path_:
+    """The part of pydantic's location that is in the file: without names of a union's members."""
+    node, place = tree, []
     for step in loc:
-        if isinstance(node, dict) and step in node or isinstance(node, list) and isinstance(step, int) and step < len(node):
+        try:
             node = node[step]
-            if step == part:
-                return True
-        elif step == part:
-            return False
-    return False
+        except (KeyError, IndexError, TypeError):
+            continue
+        place.append(step)
+    return tuple(place)
 
 
-def _fields_at(place: Path_) -> list[str]:
+def _fields_at(place: Path_, tree: Mapping[Any, Any]) -> list[str]:
     """Names of the fields that are known at a place."""
-    model: Any = RunConfig
+    models: list[Any] = [RunConfig]
+    node: Any = tree
     for step in place:
-        field = getattr(model, "model_fields", {}).get(str(step))
-        candidates = _models(field.annotation) if field is not None else _models(model)
-        model = candidates[0] if candidates else model
-    return sorted(getattr(model, "model_fields", {}))
+        node = node[step]
+        fields = [model.model_fields[str(step)] for model in models if step in model.model_fields]
+        models = [inner for field in fields for inner in _models(field.annotation)] or models
+        kind = node.get("kind") if isinstance(node, dict) else None
+        models = [model for model in models if _kind(model) == kind] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _kind(model: Any) -> Any:
+    """The tag of a member of a union."""
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
 
 
 def _models(annotation: Any) -> list[Any]:

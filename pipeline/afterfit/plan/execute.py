@@ -58,7 +58,7 @@ def execute(
             ran[stage.name] = Ran(stage, found, was_done=True, seconds=0.0)
             continue
         started = time.monotonic()
-        spec = request.bench(store.uri, {role: upstream.place for role, upstream in stage.inputs.items()})
+        spec = request.bench(store.uri, {role: upstream.place for role, upstream in stage.inputs.items()}, stage.roles)
         about = {"stage": stage.name, "key": stage.key, "layout": request.layout.fingerprint}
         units = stage.recipe.units(Bench(spec))
         work = Work(make=Bind(stage.recipe, spec), place=stage.place, units=units, about=about)

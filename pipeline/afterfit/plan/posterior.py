@@ -1,7 +1,7 @@
 """From a request to its graph of stages."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from afterfit.errors import ConfigError
@@ -22,10 +22,33 @@ def posterior_plan(request: FitRequest) -> list[Stage]:
         ConfigError: if the method is to be tuned by validation and there are no validation data.
     """
     declared = dict(_declarations(request))
+    roles = _extend(request, declared)
     stages: dict[str, Stage] = {}
     for name in _in_order(declared):
-        stages[name] = _stage(request, name, declared[name], stages)
+        stages[name] = _stage(request, name, declared[name], stages, roles.get(name, {}))
     return list(stages.values())
+
+
+def _extend(request: FitRequest, declared: dict[str, Declaration]) -> Mapping[str, Mapping[str, str]]:
+    """Add to each sum over the training data the sums over data that came later, and let others read the union.
+
+    Returns:
+        Name of an added stage -> which data play "train" for it.
+    """
+    roles: dict[str, Mapping[str, str]] = {}
+    sums = {name: each for name, each in declared.items() if each.extended_by is not None and request.extensions}
+    for name, declaration in declared.items():
+        inputs = {role: f"{up}-extended" if up in sums else up for role, up in declaration.inputs.items()}
+        declared[name] = replace(declaration, inputs=inputs)
+    for name, declaration in sums.items():
+        assert declaration.extended_by is not None
+        parts = {"first": name}
+        for role in request.extensions:
+            parts[role] = f"{name}-{role}"
+            declared[parts[role]] = declaration
+            roles[parts[role]] = {"train": role}
+        declared[f"{name}-extended"] = Declaration(recipe=declaration.extended_by(tuple(parts)), inputs=parts)
+    return roles
 
 
 def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
@@ -46,35 +69,48 @@ def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
             "`method.tuning: marginal_likelihood`, or give numbers for prior precision, temperature and data fraction."
         )
     with_kernel = method.complement == "prior"
-    for role in dict.fromkeys((*(["validation"] if validates else []), *evaluated)):
+    validated = ("validation",) if validates else ()
+    for role in (*validated, *evaluated):
         recipe = OutputFeatures(role, with_kernel)
         yield f"features-{role}", Declaration(recipe=recipe, inputs={"basis": "basis"}, data=(role,))
-    yield "tuning", Declaration(
-        recipe=Tuning(
-            likelihood,
-            method.prior_precision,
-            method.temperature,
-            method.data_fraction,
-            method.complement,
-            objective,
-            request.link,
+    yield (
+        "tuning",
+        Declaration(
+            recipe=Tuning(
+                likelihood,
+                method.prior_precision,
+                method.temperature,
+                method.data_fraction,
+                method.complement,
+                objective,
+                request.link,
+            ),
+            inputs={"curvature": "curvature", "network": "point_estimate"}
+            | ({"validation": "features-validation"} if validates else {}),
         ),
-        inputs={"curvature": "curvature", "network": "point_estimate"}
-        | ({"validation": "features-validation"} if validates else {}),
     )
-    yield "posterior", Declaration(
-        recipe=FitPosterior(likelihood, method.complement),
-        inputs={"curvature": "curvature", "tuning": "tuning", "network": "point_estimate"},
+    yield (
+        "posterior",
+        Declaration(
+            recipe=FitPosterior(likelihood, method.complement),
+            inputs={"curvature": "curvature", "tuning": "tuning", "network": "point_estimate"},
+        ),
     )
     for role in evaluated:
-        yield f"predictions-{role}", Declaration(
-            recipe=Predictions(role, likelihood, request.link, request.num_draws),
-            inputs={"features": f"features-{role}", "posterior": "posterior"},
+        yield (
+            f"predictions-{role}",
+            Declaration(
+                recipe=Predictions(role, likelihood, request.link, request.num_draws),
+                inputs={"features": f"features-{role}", "posterior": "posterior"},
+            ),
         )
     if evaluated:
-        yield "scores", Declaration(
-            recipe=Scores(likelihood.name, request.in_distribution, request.out_of_distribution),
-            inputs={role: f"predictions-{role}" for role in evaluated},
+        yield (
+            "scores",
+            Declaration(
+                recipe=Scores(likelihood.name, request.in_distribution, request.out_of_distribution),
+                inputs={role: f"predictions-{role}" for role in evaluated},
+            ),
         )
 
 
@@ -91,7 +127,13 @@ def _in_order(declared: Mapping[str, Declaration]) -> list[str]:
     return list(ordered)
 
 
-def _stage(request: FitRequest, name: str, declaration: Declaration, done: Mapping[str, Stage]) -> Stage:
+def _stage(
+    request: FitRequest,
+    name: str,
+    declaration: Declaration,
+    done: Mapping[str, Stage],
+    roles: Mapping[str, str],
+) -> Stage:
     inputs = {role: done[upstream] for role, upstream in declaration.inputs.items()}
     context: dict[str, Any] = {}
     if declaration.data:
@@ -106,11 +148,14 @@ def _stage(request: FitRequest, name: str, declaration: Declaration, done: Mappi
     if "noise" in done and _has_likelihood(declaration.recipe):
         inputs["noise"] = done["noise"]
     data = {
-        role: {"identity": request.data[role].identity, "num_shards": request.data[role].num_shards}
+        role: {"identity": played.identity, "num_shards": played.num_shards}
         for role in declaration.data
+        for played in (request.data[roles.get(role, role)],)
     }
-    return Stage(name, declaration.recipe, inputs, data, context)
+    return Stage(name, declaration.recipe, inputs, data, context, roles)
 
 
 def _has_likelihood(recipe: Any) -> bool:
-    return is_dataclass(recipe) and any(field.name == "likelihood" and field.type is not str for field in fields(recipe))
+    return is_dataclass(recipe) and any(
+        field.name == "likelihood" and field.type is not str for field in fields(recipe)
+    )

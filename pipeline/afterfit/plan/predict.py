@@ -72,7 +72,7 @@ def predict(
     """
     folder, name = _folder_and_name(out)
     record = read_record(store)
-    settings = new_settings(record, data, store)
+    settings = settings_like(record, next(iter(record.config.data.evaluation), "train"), data)
     request = with_new(record.request(), settings, opened_data(settings, store))
     plan = predicting(request, link)
     for stage in plan:
@@ -118,8 +118,8 @@ def with_new(request: FitRequest, settings: DataSettings, examples: IdentifiedEx
     )
 
 
-def new_settings(record: RunRecord, data: str, store: Store) -> DataSettings:
-    """How new data are read: by the columns of the run's first evaluation data, else of its training data.
+def settings_like(record: RunRecord, role: str, data: str) -> DataSettings:
+    """How new data are read: by the columns of the run's data that play a role.
 
     Labels and targets are read where there are any. Columns that were standardised by measured numbers are
     standardised by the same numbers.
@@ -128,7 +128,6 @@ def new_settings(record: RunRecord, data: str, store: Store) -> DataSettings:
         DataError: if there are no data, or an input's column is missing.
     """
     roles = record.config.data
-    role = next(iter(roles.evaluation), "train")
     like = roles.evaluation.get(role, roles.train)
     is_factory = FACTORY.fullmatch(data) is not None and not Path(data).exists()
     origin = {"factory": data} if is_factory else {"path": data}

@@ -235,4 +235,3 @@ class _ScoresTask:
             for predictor, variance in (("map", noise), ("posterior", noise + matrix(table["variance"]))):
                 figures = regression_table(mean, variance, targets.reshape(mean.shape))
                 yield scores_as_table(predictor, role, figures)
-

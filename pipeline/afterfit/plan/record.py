@@ -42,7 +42,6 @@ class RunRecord:
             "state_bytes": request.state_bytes,
             "micro_batch": request.micro_batch,
             "forward_flops": request.forward_flops,
-            "extensions": list(request.extensions),
             "data": {
                 role: {
                     "identity": source.identity,
@@ -99,7 +98,7 @@ class RunRecord:
             },
             in_distribution=tuple(config.data.evaluation),
             out_of_distribution=tuple(config.data.out_of_distribution),
-            extensions=tuple(sizes["extensions"]),
+            extensions=tuple(config.data.extensions),
             link=config.prediction.link,
             num_draws=config.prediction.num_draws,
             memory_gb=config.memory_gb,

@@ -48,12 +48,12 @@ class FitRequest:
     forward_flops: float = 0.0  # of one example
     facts: Mapping[str, Any] = field(default_factory=dict)  # for people; never in a key
 
-    def bench(self, store_uri: str, inputs: Mapping[str, str]) -> BenchSpec:
-        """What the workers of one stage need."""
+    def bench(self, store_uri: str, inputs: Mapping[str, str], roles: Mapping[str, str] | None = None) -> BenchSpec:
+        """What the workers of one stage need; `roles` lets other data play a role for it."""
         return BenchSpec(
             store_uri=store_uri,
             network=self.network,
-            data=self.data,
+            data={**self.data, **{role: self.data[played] for role, played in (roles or {}).items()}},
             layout=self.layout,
             num_outputs=self.num_outputs,
             state_bytes=self.state_bytes,

@@ -62,7 +62,8 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
     roles: dict[str, DataSettings] = {"train": config.data.train}
     if config.data.validation is not None:
         roles["validation"] = config.data.validation
-    for name, settings in (*config.data.evaluation.items(), *config.data.out_of_distribution.items()):
+    named = (config.data.extensions, config.data.evaluation, config.data.out_of_distribution)
+    for name, settings in (item for group in named for item in group.items()):
         if name in roles:
             raise ConfigError(f"Two data sets play the role {name!r}; give each its own name.")
         roles[name] = settings
@@ -75,8 +76,11 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
             network.module, config.network.choose, output=config.network.output, tile_weights=config.tile_weights
         )
     source = NetworkSource(
-        identity=identity(config.network), settings=config.network, weights=_patterns(config.network.choose),
-        output=config.network.output, tile_weights=config.tile_weights,
+        identity=identity(config.network),
+        settings=config.network,
+        weights=_patterns(config.network.choose),
+        output=config.network.output,
+        tile_weights=config.tile_weights,
     )
     training = LoadedWeights() if config.training is None else PointEstimate(config.training, likelihood)
     request = _measured(
@@ -89,6 +93,7 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
             likelihood=likelihood,
             method=method,
             data={},
+            extensions=tuple(config.data.extensions),
             in_distribution=tuple(config.data.evaluation),
             out_of_distribution=tuple(config.data.out_of_distribution),
             link=config.prediction.link,
@@ -121,9 +126,7 @@ def request_from_objects(
 ) -> FitRequest:
     """A request from a module and data sets in memory; workers are sent both."""
     view = Network(network, weights, output=output, tile_weights=tile_weights)  # type: ignore[arg-type]
-    examples = {
-        role: given if hasattr(given, "identity") else IndexedExamples(given) for role, given in data.items()
-    }
+    examples = {role: given if hasattr(given, "identity") else IndexedExamples(given) for role, given in data.items()}
     source = NetworkSource(
         identity=module_identity(network), module=network, weights=weights, output=output, tile_weights=tile_weights
     )
@@ -158,7 +161,9 @@ def _measured(
     """With outputs and FLOPs counted on the first training example, every label checked, and shards laid out."""
     first = examples["train"].batch([0])
     outputs, flops = _count(network, first)
-    size = micro_batch(request.layout, outputs, request.memory_gb, request.state_bytes) if micro == "auto" else int(micro)
+    size = (
+        micro_batch(request.layout, outputs, request.memory_gb, request.state_bytes) if micro == "auto" else int(micro)
+    )
     # A forward pass, and for each of the C rows about two: one to the activations and one to the weights.
     seconds = flops * (1 + 2 * outputs) / REFERENCE_FLOPS
     wanted = None if num_shards == "auto" else int(num_shards)
@@ -205,6 +210,9 @@ def module_identity(module: nn.Module) -> dict[str, Any]:
     digest = sha256(repr(module).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else str(tensor.item()).encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else str(tensor.item()).encode()
+        )
     return {"class": type(module).__qualname__, "sha256": digest.hexdigest()}
-

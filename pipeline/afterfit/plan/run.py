@@ -1,4 +1,4 @@
-"""A run from its configuration to its scores. Prints nothing: the command line and jobs show what this gives."""
+"""A run from its configuration to its scores. Prints nothing: commands and jobs show what this gives."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,7 +228,7 @@ def warnings_of(scores: pa.Table | None) -> Iterator[str]:
             )
         if metric == "nll" and round(after, DIGITS) > round(before, DIGITS):
             yield (
-                f"On {dataset} the posterior's NLL, {after:.4f} nats, is worse than the network's {before:.4f}: "
+                f"On {dataset} the posterior's NLL is {after:.4f} nats, and the network's {before:.4f}: "
                 "check that the validation data are like these, or raise `method.prior_precision`."
             )
 

@@ -18,6 +18,7 @@ class Stage:
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role for the recipe -> stage
     data: Mapping[str, Any] = field(default_factory=dict)  # role -> identity and shard count of a data set
     context: Mapping[str, Any] = field(default_factory=dict)  # what else fixes the bits: network, layout, memory
+    roles: Mapping[str, str] = field(default_factory=dict)  # role for the recipe -> role in the request, if another
 
     @cached_property
     def key(self) -> str:

@@ -10,10 +10,18 @@ from rich.table import Table
 from afterfit.methods import METHODS
 from afterfit.plan.progress import duration
 from afterfit.plan.resolve import REFERENCE_FLOPS
-from afterfit.plan.run import Prepared
+from afterfit.plan.run import Outcome, Prepared
+from afterfit.report.tables import scores_table, stages_table
 from afterfit.resources import GB
 
 STYLES = {"done": "green", "partial": "yellow", "missing": "dim"}
+
+
+def outcome_tables(outcome: Outcome) -> Iterator[Table]:
+    """Scores, if there are any, then the stages."""
+    if outcome.scores is not None:
+        yield scores_table(outcome.scores)
+    yield stages_table(outcome.stages)
 
 
 def plan_table(prepared: Prepared) -> Table:

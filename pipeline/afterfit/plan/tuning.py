@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import torch
@@ -14,7 +14,7 @@ from afterfit.errors import NumericalError
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.posterior.gaussian import Gaussian as GaussianOutputs
-from afterfit.posterior.links import Link
+from afterfit.posterior.links import Link, Meaning
 from afterfit.posterior.subspace import Complement, SubspacePosterior
 from afterfit.precision import CORE, norm
 from afterfit.seeds import Seed
@@ -53,7 +53,7 @@ class Features(NamedTuple):
     def outputs(self, posterior: SubspacePosterior, likelihood: Likelihood) -> GaussianOutputs:
         """The posterior's Gaussian over these outputs."""
         return posterior.outputs(
-            self.mean_NC, self.features_NCK, self.kernel_NCC, likelihood=likelihood.name, indexes=self.index_N
+            self.mean_NC, self.features_NCK, self.kernel_NCC, likelihood=cast(Meaning, likelihood.name), indexes=self.index_N
         )
 
 

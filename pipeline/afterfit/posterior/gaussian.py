@@ -42,8 +42,7 @@ class Gaussian:
         batch, outputs = self.mean.shape
         if self.low_rank_root.shape[:2] != (batch, outputs):
             raise ConfigError(
-                f"The root has shape {tuple(self.low_rank_root.shape)}; "
-                f"the mean asks for ({batch}, {outputs}, K)."
+                f"The root has shape {tuple(self.low_rank_root.shape)}; the mean asks for ({batch}, {outputs}, K)."
             )
         if self.dense is not None and self.dense.shape != (batch, outputs, outputs):
             raise ConfigError(
@@ -51,9 +50,7 @@ class Gaussian:
                 f"({batch}, {outputs}, {outputs})."
             )
         if self.indexes is not None and self.indexes.shape != (batch,):
-            raise ConfigError(
-                f"{len(self.indexes)} indexes were given for {batch} examples; give one for each."
-            )
+            raise ConfigError(f"{len(self.indexes)} indexes were given for {batch} examples; give one for each.")
 
     @property
     def covariance(self) -> Tensor:

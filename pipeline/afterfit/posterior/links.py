@@ -71,9 +71,7 @@ def probabilities(
     if link not in LINKS:
         raise ConfigError(f"There is no link {link!r}; choose one of {', '.join(LINKS)}.")
     if outputs.likelihood == "gaussian":
-        raise ConfigError(
-            "A regression has no class probabilities; call `observe(noise_variance)` for its moments."
-        )
+        raise ConfigError("A regression has no class probabilities; call `observe(noise_variance)` for its moments.")
     if outputs.likelihood == "categorical" and outputs.mean.shape[1] < 2:
         raise ConfigError("One output cannot be categorical; set the likelihood to `bernoulli`.")
     if num_draws < 1:
@@ -81,8 +79,7 @@ def probabilities(
     finite = torch.isfinite(outputs.mean).all() & torch.isfinite(outputs.variance).all()
     if not bool(finite):
         raise NumericalError(
-            "Mean or variance of the outputs is not finite; "
-            "raise the prior precision or use a float64 network."
+            "Mean or variance of the outputs is not finite; raise the prior precision or use a float64 network."
         )
     return LINKS[link](outputs, num_draws, seed)
 

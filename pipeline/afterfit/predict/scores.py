@@ -82,9 +82,7 @@ def regression_table(mean: Tensor, variance: Tensor, targets: Tensor) -> dict[st
     if not len(mean):
         raise DataError("There are no examples to score; check the data set and its filters.")
     if not bool(torch.isfinite(mean).all() & torch.isfinite(variance).all() & (variance > 0).all()):
-        raise NumericalError(
-            "Predicted moments are not finite, or a variance is not positive; add the noise variance."
-        )
+        raise NumericalError("Predicted moments are not finite, or a variance is not positive; add the noise variance.")
     if targets.numel() != mean.numel() or not bool(torch.isfinite(targets).all()):
         raise DataError(
             f"The targets {tuple(targets.shape)} do not fit the predictions {tuple(mean.shape)}, or are NaN."
@@ -146,9 +144,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, num_bins: int = NUM
     return float((confidence - correct).abs().sum() / counts.sum())
 
 
-def reliability_table(
-    probabilities: Tensor, labels: Tensor, predictor: str, num_bins: int = NUM_BINS
-) -> pa.Table:
+def reliability_table(probabilities: Tensor, labels: Tensor, predictor: str, num_bins: int = NUM_BINS) -> pa.Table:
     """What a reliability diagram shows: predictor, bin_low, bin_high, confidence, accuracy, count.
 
     Mean confidence and accuracy are null in an empty bin.
@@ -224,14 +220,10 @@ def checked(probabilities: Tensor) -> Tensor:
 def _checked_labels(labels: Tensor, probabilities: Tensor) -> Tensor:
     targets = labels.reshape(-1).to(probabilities.device, torch.int64)
     if len(targets) != len(probabilities):
-        raise DataError(
-            f"There are {len(targets)} labels for {len(probabilities)} examples; give one for each."
-        )
+        raise DataError(f"There are {len(targets)} labels for {len(probabilities)} examples; give one for each.")
     low, high, classes = int(targets.min()), int(targets.max()), probabilities.shape[1]
     if low < 0 or high >= classes:
-        raise DataError(
-            f"Labels run from {low} to {high}, but the classes from 0 to {classes - 1}; remap the labels."
-        )
+        raise DataError(f"Labels run from {low} to {high}, but the classes from 0 to {classes - 1}; remap the labels.")
     return targets
 
 

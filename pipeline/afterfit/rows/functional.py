@@ -34,9 +34,7 @@ class FunctionalBackend:
         """The rows of a micro-batch, computed when a verb asks for them."""
         with torch.no_grad():
             outputs_BC = self.network(batch.inputs)
-        return FunctionalRows(
-            self.network, batch, outputs_BC, cotangents(outputs_BC), self.budget, self.forward_mode
-        )
+        return FunctionalRows(self.network, batch, outputs_BC, cotangents(outputs_BC), self.budget, self.forward_mode)
 
 
 class FunctionalRows:
@@ -77,9 +75,7 @@ class FunctionalRows:
             total += rows_BSP @ columns[name].to(rows_BSP)
         return total
 
-    def transpose_times(
-        self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
+    def transpose_times(self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
         """R^T W by tile: see `Rows.transpose_times`."""
         weights_Rk = weights_BSk.to(self.dtype).flatten(0, 1)
         for name, rows_BSP in self._every_tile(tiles):
@@ -130,9 +126,7 @@ class FunctionalRows:
                     block_S = of_block[piece.block]
                     if block_S is not None:
                         cut = block_S[:, piece.start : piece.stop] if block_S.dim() > 1 else block_S
-                        rows[tile.name][b, :, start : start + piece.size] = cut.reshape(
-                            self.num_cotangents, -1
-                        )
+                        rows[tile.name][b, :, start : start + piece.size] = cut.reshape(self.num_cotangents, -1)
                     start += piece.size
         self._explicit = rows
         return rows
@@ -142,8 +136,10 @@ class FunctionalRows:
         network = self.network
         products = []
         for column in range(next(iter(columns.values())).shape[1]):
-            flat = {name: tile_Pk[:, column].to(network.dtype) for name, tile_Pk in columns.items()}
-            tangent = network.layout.assemble(flat)
+            flat = {name: tile_Pk[:, column] for name, tile_Pk in columns.items()}
+            tangent = {
+                name: direction.to(network.weights[name]) for name, direction in network.layout.assemble(flat).items()
+            }
             # Weights that are not chosen would otherwise have a graph for reverse mode recorded as well.
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 products.append(torch.func.jvp(self._outputs_of, (network.weights,), (tangent,))[1])
@@ -164,15 +160,11 @@ def _freezes_padding(module: nn.Module) -> bool:
     return any(part.padding_idx is not None for part in embeddings)
 
 
-def _gradients(
-    output_1C: Tensor, cotangents_S1C: Tensor, leaves: Mapping[str, Tensor]
-) -> dict[str, Tensor | None]:
+def _gradients(output_1C: Tensor, cotangents_S1C: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     """Block name -> (S, *block), or None for a block that the output does not depend on."""
     if not output_1C.requires_grad:
         return dict.fromkeys(leaves)
-    if (
-        len(cotangents_S1C) == 1
-    ):  # one row needs no batching, which costs more than a small network's own pass
+    if len(cotangents_S1C) == 1:  # one row needs no batching, which costs more than a small network's own pass
         single = torch.autograd.grad(output_1C, list(leaves.values()), cotangents_S1C[0], allow_unused=True)
         gradients = [None if gradient is None else gradient[None] for gradient in single]
         return dict(zip(leaves, gradients, strict=True))

@@ -1,7 +1,7 @@
 """Rows of the Jacobian of a micro-batch: the one primitive that every method uses.
 
-Row (b, s) is u_bs^T J(x_b), P numbers, for cotangents u (B, S, C). Rows are never stored whole: what is explicit
-at once is one group of tiles.
+Row (b, s) is u_bs^T J(x_b), P numbers, for cotangents u (B, S, C). Rows are never stored whole: what is
+explicit at once is one group of tiles.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +30,7 @@ class Rows(Protocol):
         """
         ...
 
-    def transpose_times(
-        self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
+    def transpose_times(self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
         """R^T W by tile, each (P_tile, k), for W (B, S, k); of some tiles or of all."""
         ...
 

@@ -47,9 +47,13 @@ class StoredArtifact:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.place!r}, digest={self.digest[:16]!r})"
 
-    @cached_property
+    @property
     def facts(self) -> Mapping[str, Any]:
         """Plain values that belong to the content: those of its parts in their order, then its own."""
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> Mapping[str, Any]:
         below = {name: value for part in self.parts for name, value in part.facts.items()}
         return {**below, **self._manifest.facts}
 
@@ -184,6 +188,18 @@ class StoredArtifact:
                 entries.update(part._entries(family))
         return entries
 
+    def content(self) -> dict[str, Any]:
+        """Names and hashes of all that is in it: what a digest is made from."""
+        own = {
+            "families": {
+                family: [[tile.name, tile.shape, tile.dtype, tile.sha256] for tile in tiles]
+                for family, tiles in self._manifest.families.items()
+            },
+            "tables": {name: [self._manifest.files[file].sha256] for name, file in self._manifest.tables.items()},
+            "facts": self._manifest.facts,
+        }
+        return union([*(part.content() for part in self.parts), own])
+
     def _open_part(self, part: Part) -> "StoredArtifact":
         manifest = read_manifest(self._files, part.place)
         if manifest is None or manifest.digest != part.digest:
@@ -263,6 +279,17 @@ def open_artifact(files: Files, place: str) -> StoredArtifact:
             "run the command that makes it, or check the name."
         )
     return StoredArtifact(files, place, manifest.digest, manifest)
+
+
+def union(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Contents one after another, as if one artifact held them: how they were divided leaves no trace."""
+    whole: dict[str, Any] = {"families": {}, "tables": {}, "facts": {}}
+    for content in contents:
+        for kind in ("families", "tables"):
+            for name, entries in content[kind].items():
+                whole[kind].setdefault(name, []).extend(entries)
+        whole["facts"].update(content["facts"])
+    return whole
 
 
 def _reader(owner: StoredArtifact, tile: StoredTile) -> Callable[[], Tensor]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from afterfit.algebra import Result
 from afterfit.errors import ArtifactError, ConfigError, StoreError
-from afterfit.store.artifact import StoredArtifact, open_artifact, read_manifest
+from afterfit.store.artifact import StoredArtifact, open_artifact, read_manifest, union
 from afterfit.store.attempt import Attempt
 from afterfit.store.files import Files, files_at
-from afterfit.store.manifest import NAME, Manifest, Part, made_with, plain
+from afterfit.store.manifest import NAME, Manifest, Part, content_hash, made_with, plain
 
 GOOD_PLACE = re.compile(r"[A-Za-z0-9_][^/\\\x00-\x1f]*(/[A-Za-z0-9_][^/\\\x00-\x1f]*)*")
 DATA_SUFFIXES = (f"/{NAME}", ".arrow", ".parquet")
@@ -131,6 +131,7 @@ class Store:
         manifest = Manifest(
             attempt=Attempt(self._files, place).name,
             parts=tuple(Part(part.place, part.digest) for part in opened),
+            union=content_hash(union(part.content() for part in opened)),
             facts=plain(facts or {}, "The fact"),
             about=plain(about or {}, "The value"),
             made_with=made_with(),

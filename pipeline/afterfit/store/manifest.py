@@ -53,28 +53,29 @@ class Manifest:
     families: Mapping[str, tuple[StoredTile, ...]] = field(default_factory=dict)
     tables: Mapping[str, int] = field(default_factory=dict)  # name -> which of the files
     parts: tuple[Part, ...] = ()
+    union: str = ""  # hash of the content of all parts together, however it is divided among them
     facts: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the content: names, shapes, dtypes, values, facts, parts; not of when, where, by whom."""
+        """sha256 of the content: names, shapes, dtypes, values, facts, adopted or own; not of when, where, by whom."""
         content = {
             "families": {
                 family: [[tile.name, tile.shape, tile.dtype, tile.sha256] for tile in tiles]
                 for family, tiles in self.families.items()
             },
             "tables": {name: self.files[file].sha256 for name, file in self.tables.items()},
-            "parts": [part.digest for part in self.parts],
+            "union": self.union,
             "facts": self.facts,
         }
-        return _hash(content)
+        return content_hash(content)
 
     def to_bytes(self) -> bytes:
         """As JSON, sealed with the hash of itself."""
         record = {"format": FORMAT, **asdict(self), "digest": self.digest}
-        return json.dumps({**record, "seal": _hash(record)}, separators=(",", ":")).encode()
+        return json.dumps({**record, "seal": content_hash(record)}, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, place: str) -> "Manifest":
@@ -95,7 +96,7 @@ class Manifest:
                 f"{place}/{NAME} is in store format {written} and this version reads format {FORMAT}: "
                 "use the version of afterfit that wrote it, or another store."
             )
-        if record.pop("seal", None) != _hash(record):
+        if record.pop("seal", None) != content_hash(record):
             raise damaged(f"{place}/{NAME}", place)
         return cls(
             attempt=record["attempt"],
@@ -106,6 +107,7 @@ class Manifest:
             },
             tables=record["tables"],
             parts=tuple(Part(*part) for part in record["parts"]),
+            union=record["union"],
             facts=record["facts"],
             about=record["about"],
             made_with=record["made_with"],
@@ -154,5 +156,6 @@ def made_with() -> dict[str, Any]:
     }
 
 
-def _hash(value: Any) -> str:
+def content_hash(value: Any) -> str:
+    """Of plain JSON values."""
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -35,7 +35,7 @@ class PointEstimate:
     settings: TrainingSettings
     likelihood: Likelihood
 
-    def units(self, outline: Outline) -> Sequence[Unit]:  # noqa: ARG002
+    def units(self, outline: Outline) -> Sequence[Unit]:
         """None: a gang cuts steps into slices instead."""
         return []
 
@@ -79,17 +79,11 @@ class Training:
 
     def init(self) -> State:
         """The weights that the network comes with, moments of zero."""
-        state = {
-            _key(WEIGHT, name, value): value.detach().reshape(-1).clone()
-            for name, value in self._weights.items()
-        }
-        state |= {
-            _key(BUFFER, name, value): value.reshape(-1).clone() for name, value in self._buffers.items()
-        }
+        state = {_key(WEIGHT, name, value): value.detach().reshape(-1).clone() for name, value in self._weights.items()}
+        state |= {_key(BUFFER, name, value): value.reshape(-1).clone() for name, value in self._buffers.items()}
         for moment in (FIRST, SECOND):
             state |= {
-                _key(moment, name, value): torch.zeros_like(value).reshape(-1)
-                for name, value in self._weights.items()
+                _key(moment, name, value): torch.zeros_like(value).reshape(-1) for name, value in self._weights.items()
             }
         return state
 
@@ -118,9 +112,7 @@ class Training:
         self._update(state, gradients, number, rate)
         for name, value in self._buffers.items():
             mean = total[f"buffer/{name}"].to(self.network.device)
-            state[_key(BUFFER, name, value)] = (mean / count if value.is_floating_point() else mean).to(
-                value.dtype
-            )
+            state[_key(BUFFER, name, value)] = (mean / count if value.is_floating_point() else mean).to(value.dtype)
         figures = {"loss": loss, "learning_rate": rate}
         if "figure/correct" in total:
             figures["accuracy"] = float(total["figure/correct"]) / count
@@ -131,9 +123,7 @@ class Training:
         places = {_key(WEIGHT, name, value): (name, value) for name, value in self._weights.items()}
         places |= {_key(BUFFER, name, value): (name, value) for name, value in self._buffers.items()}
         kept = Result.of_state({place: state[place] for place in places})
-        entries = {
-            name: [place.partition("/")[0], list(value.shape)] for place, (name, value) in places.items()
-        }
+        entries = {name: [place.partition("/")[0], list(value.shape)] for place, (name, value) in places.items()}
         facts = {"trained": True, "steps": self.num_steps, "state": entries}
         return Result(tensors=kept.tensors, tables={"progress": progress}, facts=facts)
 
@@ -146,8 +136,7 @@ class Training:
         }
         # Train mode moves running statistics in place: each slice moves its own copy from the same start.
         buffers = {
-            name: state[_key(BUFFER, name, value)].view(value.shape).clone()
-            for name, value in self._buffers.items()
+            name: state[_key(BUFFER, name, value)].view(value.shape).clone() for name, value in self._buffers.items()
         }
         device = self.network.device
         with named_noise(self.seed.child("dropout", number, which), device), self._autocast():
@@ -160,9 +149,7 @@ class Training:
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
         }
         for name, value in buffers.items():
-            share = (
-                len(batch) if value.is_floating_point() else int(which == 0)
-            )  # counters: the first slice's
+            share = len(batch) if value.is_floating_point() else int(which == 0)  # counters: the first slice's
             part[f"buffer/{name}"] = value.reshape(-1) * share
         part["figure/loss"] = loss.detach().to(CORE).reshape(1)
         correct = self._correct(outputs_BC.detach(), targets)
@@ -174,9 +161,7 @@ class Training:
         smoothing = self.settings.label_smoothing
         if smoothing:
             wide_BC = outputs_BC.to(state_dtype(outputs_BC.dtype))
-            return nn.functional.cross_entropy(
-                wide_BC, targets.long(), reduction="sum", label_smoothing=smoothing
-            )
+            return nn.functional.cross_entropy(wide_BC, targets.long(), reduction="sum", label_smoothing=smoothing)
         return -self.likelihood.log_density(outputs_BC, targets).sum()
 
     def _correct(self, outputs_BC: Tensor, targets: Tensor) -> Tensor | None:
@@ -188,9 +173,7 @@ class Training:
         return ((outputs_BC > 0) == (targets.reshape(outputs_BC.shape) > 0)).all(dim=1).sum().to(CORE)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.network.device.type, torch.bfloat16, enabled=self.settings.autocast is not None
-        )
+        return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.settings.autocast is not None)
 
     def _update(self, state: State, gradients: list[Tensor], number: int, rate: float) -> None:
         """AdamW in the memory of the state. One tensor after another: fused kernels may round otherwise."""
@@ -236,9 +219,7 @@ def _chosen(module: nn.Module, patterns: str | Sequence[str]) -> dict[str, Tenso
     globs = [patterns] if isinstance(patterns, str) else patterns
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in named):
-            raise ConfigError(
-                f"The pattern {glob!r} in `train` chooses no weights; see `afterfit plan` for the names."
-            )
+            raise ConfigError(f"The pattern {glob!r} in `train` chooses no weights; see `afterfit plan` for the names.")
     return {name: value for name, value in named.items() if any(fnmatchcase(name, glob) for glob in globs)}
 
 

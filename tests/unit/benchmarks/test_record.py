@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 import record
 from record import Record, Target, open_record, read_record, show
-from rich.console import Console
 
 TARGETS: dict[str, Target] = {"nll": ("<=", 0.25), "auroc": (">=", 0.8)}
 

@@ -1,0 +1,182 @@
+"""ELLA on pretrained CIFAR-10 ResNets: calibration against the point estimate, time, memory, and laplace-torch.
+
+    python jobs/benchmarks/ella_cifar10.py [--budget hour|full] [--only resnet20]
+
+Fits each network once with K = 200 features and the prior's complement. Everything smaller is a prefix of the cached
+features: K leading columns of the basis span the K leading eigenvectors, so no other pass is needed.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from record import Budget, Record, Target, open_record, show
+
+from afterfit.network.likelihoods import Categorical
+from afterfit.plan.config import read_config
+from afterfit.plan.predictions import Predictions, matrix, prediction_table
+from afterfit.plan.run import Outcome, Where, prepare, run
+from afterfit.plan.tuning import Curvature, Features, Tuning, posterior_at, search, validation_objective
+from afterfit.posterior.subspace import Complement
+from afterfit.predict.scores import ood_table, score_table
+
+ROOT = Path(__file__).parents[2]
+LARGEST = 200
+FEATURES = (20, 50, 100, 200)
+HEADLINE = 20
+ORACLE_NLL = {"resnet20": 0.2479, "resnet32": 0.2320, "resnet44": 0.2150, "resnet56": 0.2106}
+"""One temperature fitted on the test labels themselves."""
+SUBSETS: Mapping[Budget, Mapping[str, Mapping[str, int]]] = {
+    "hour": {
+        "resnet20": {"train": 20000, "validation": 2000, "test": 10000, "cifar100": 3000},
+        **dict.fromkeys(
+            ("resnet32", "resnet44", "resnet56"), {"train": 4000, "validation": 500, "test": 3000, "cifar100": 1000}
+        ),
+    },
+    "full": dict.fromkeys(ORACLE_NLL, {"train": 20000, "validation": 2000, "test": 10000, "cifar100": 3000}),
+}
+TARGETS: Mapping[str, Target] = {
+    "resnet20_ella_nll": ("<=", 0.252),
+    "resnet20_ella_ece": ("<=", 0.010),
+    **{f"resnet20_ella_k{features}_nll": ("<=", 0.245) for features in FEATURES if features > HEADLINE},
+    **{f"{net}_ella_nll": ("<=", nll + 0.005) for net, nll in ORACLE_NLL.items() if net != "resnet20"},
+    "resnet20_ood_auroc_gain": (">=", 0.0),
+    "resnet20_complement_ood_auroc_gain": (">=", 0.0),
+    "time_ratio_laplace_torch_over_afterfit": (">=", 2.0),
+}
+TIMED_STAGES = ("landmarks", "gram", "basis", "curvature")
+NUM_CHOOSING = 1000
+
+
+def fit(net: str, subset: Mapping[str, int], store: Path) -> Outcome:
+    """The fit of one network; finished stages are not repeated."""
+    overrides = [
+        f"data.train.take={subset['train']}",
+        f"data.validation.take={subset['validation']}",
+        f"data.evaluation.test.take={subset['test']}",
+        f"data.out_of_distribution.cifar100.take={subset['cifar100']}",
+        f"method.num_features={LARGEST}",
+        "method.complement=prior",
+    ]
+    config = read_config(str(ROOT / f"configs/cifar10_resnet/ella_{net}.yaml"), overrides)
+    return run(prepare(config, str(store / net)), where=Where(threads=1))
+
+
+def evaluate(net: str, outcome: Outcome) -> dict[str, float]:
+    """Every figure of one network, from the cached features."""
+
+    def features(role: str) -> Features:
+        return Features.of(outcome.ran[f"features-{role}"].artifact)
+
+    curvature = Curvature.of(outcome.ran["curvature"].artifact)
+    validation, test, outside = features("validation"), features("test"), features("cifar100")
+    figures: dict[str, float] = {}
+    for num in FEATURES:
+        scores = scored(curvature, validation, test, outside, num, "none", test)
+        prefix = f"{net}_ella" if num == HEADLINE else f"{net}_ella_k{num}"
+        figures |= {f"{prefix}_{metric}": value for metric, value in scores.items()}
+    whole = scored(curvature, validation, test, outside, HEADLINE, "prior", test)
+    figures |= {f"{net}_complement_{metric}": value for metric, value in whole.items()}
+    stop = scored(curvature, validation, test, outside, HEADLINE, "none", test, data_fraction="auto")
+    figures |= {f"{net}_early_stop_{metric}": value for metric, value in stop.items()}
+    choosing, reporting = _rows(test, slice(0, NUM_CHOOSING)), _rows(test, slice(NUM_CHOOSING, None))
+    for num in FEATURES:
+        chosen = scored(curvature, choosing, reporting, outside, num, "none", reporting)
+        figures |= {f"{net}_chosen_on_test_k{num}_{metric}": value for metric, value in chosen.items()}
+    point = {"probabilities": test.mean_NC.double().softmax(1), "outside": outside.mean_NC.double().softmax(1)}
+    figures |= {f"{net}_map_{metric}": value for metric, value in _scores(point, test).items()}
+    for name in ("ella", "complement"):
+        gain = figures[f"{net}_{name}_ood_auroc"] - figures[f"{net}_map_ood_auroc"]
+        figures[f"{net}_{'' if name == 'ella' else 'complement_'}ood_auroc_gain"] = gain
+    seconds = {row["stage"]: row["seconds"] for row in outcome.stages.to_pylist()}
+    peaks = [row["peak_mb"] for row in outcome.stages.to_pylist() if row["peak_mb"]]
+    figures[f"{net}_fit_seconds"] = sum(seconds[stage] for stage in TIMED_STAGES)
+    figures[f"{net}_peak_gb"] = max(peaks) / 1000
+    return figures
+
+
+def scored(
+    curvature: Curvature,
+    choosing: Features,
+    test: Features,
+    outside: Features,
+    num_features: int,
+    complement: Complement,
+    reporting: Features,
+    data_fraction: float | str = 1.0,
+) -> dict[str, float]:
+    """Scores with the first K features; prior precision and temperature chosen on `choosing`."""
+    likelihood = Categorical()
+    recipe = Tuning(likelihood, "auto", "auto", data_fraction, complement, "validation", "monte_carlo")  # type: ignore[arg-type]
+    curvature = curvature._replace(chunks_nKK=curvature.chunks_nKK[:, :num_features, :num_features])
+    choice, _ = search(recipe, curvature, validation_objective(recipe, curvature, _narrow(choosing, num_features)))
+    posterior = posterior_at(curvature, choice, complement)
+    predict = Predictions("test", likelihood, "monte_carlo", 512)
+    made = {
+        name: matrix(prediction_table(predict, posterior, _narrow(part, num_features))["probabilities"])
+        for name, part in (("probabilities", reporting), ("outside", outside))
+    }
+    return _scores(made, reporting) | {
+        "prior_precision": choice.prior_precision,
+        "temperature": choice.temperature,
+        "num_images": float(curvature.count_n[: choice.num_chunks].sum()),
+    }
+
+
+def _scores(made: Mapping[str, torch.Tensor], reporting: Features) -> dict[str, float]:
+    assert reporting.targets is not None
+    scores = score_table(made["probabilities"], reporting.targets)
+    scores |= ood_table(made["probabilities"], made["outside"])
+    return {name: scores[name] for name in ("accuracy", "nll", "ece", "brier", "ood_auroc")}
+
+
+def _narrow(features: Features, num_features: int) -> Features:
+    return features._replace(features_NCK=features.features_NCK[:, :, :num_features])
+
+
+def _rows(features: Features, rows: slice) -> Features:
+    def cut(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor[rows]
+
+    return Features(
+        features.mean_NC[rows],
+        features.features_NCK[rows],
+        cut(features.kernel_NCC),
+        cut(features.targets),
+        features.index_N[rows],
+    )
+
+
+def compare(record: Record) -> None:
+    """laplace-torch's ELLA beside ours, one after the other in one process each, on the same images; see peer_ella."""
+    interpreter = os.environ.get("AFTERFIT_PEER_PYTHON")
+    if interpreter is None:
+        print("Set AFTERFIT_PEER_PYTHON to a Python with laplace-torch (see peer_ella.py) for the time ratio.")
+        return
+    script = Path(__file__).with_name("peer_ella.py")
+    subprocess.run([sys.executable, script, "--peer", interpreter, "--record", record.name], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", choices=("hour", "full"), default="hour")
+    parser.add_argument("--only", choices=tuple(ORACLE_NLL), help="one network")
+    parser.add_argument("--store", type=Path, default=ROOT / "runs/benchmarks/ella_cifar10")
+    given = parser.parse_args()
+    record = open_record("ella_cifar10", given.budget, TARGETS)
+    for net in [given.only] if given.only else ORACLE_NLL:
+        subset = SUBSETS[given.budget][net]
+        outcome = fit(net, subset, given.store / given.budget)
+        told = ", ".join(f"{count} {role}" for role, count in subset.items())
+        record = open_record("ella_cifar10", given.budget, TARGETS).adding(evaluate(net, outcome), **{net: told})
+    if given.only is None:
+        compare(record)
+    return 1 if show(open_record("ella_cifar10", given.budget, TARGETS)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

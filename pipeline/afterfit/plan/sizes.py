@@ -1,0 +1,137 @@
+"""The sizes of a plan: what its costs are counted from, and what recipes plan their units from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from afterfit.data.shards import shard_ranges
+from afterfit.layout import Layout
+from afterfit.plan.request import FitRequest
+from afterfit.plan.stage import Stage
+from afterfit.resources import GB
+from afterfit.rows.columns import COLUMNS_SHARE
+from afterfit.rows.functional import ROWS_SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What costs are counted from. It is also the outline that recipes plan their units from.
+
+    M, K and S are those that the recipes ask for; a basis may get fewer columns.
+    """
+
+    request: FitRequest
+    num_landmarks: int  # M
+    num_features: int  # K
+    num_probes: int  # S
+    roles: Mapping[str, str] = field(default_factory=dict)  # of a stage that lets other data play a role
+
+    @classmethod
+    def of(cls, plan: Sequence[Stage], request: FitRequest) -> "Sizes":
+        """Of a plan."""
+
+        def asked(name: str) -> int:
+            values = (getattr(stage.recipe, name, None) for stage in plan)
+            return next((value for value in values if value is not None), 0)
+
+        landmarks = min(asked("num_landmarks"), request.data["train"].num_examples * request.num_outputs)
+        probes = min(asked("num_probes"), request.layout.num_weights)
+        features = min(asked("num_features"), landmarks) or asked("rank") or probes
+        return cls(request=request, num_landmarks=landmarks, num_features=features, num_probes=probes)
+
+    @property
+    def layout(self) -> Layout:
+        """Of the chosen weights."""
+        return self.request.layout
+
+    @property
+    def num_weights(self) -> int:
+        """P."""
+        return self.layout.num_weights
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self.request.num_outputs
+
+    @property
+    def memory_gb(self) -> float:
+        """Budget."""
+        return self.request.memory_gb
+
+    @property
+    def micro_batch(self) -> int:
+        """B."""
+        return self.request.micro_batch
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one number of a sum."""
+        return self.request.state_bytes
+
+    def num_examples(self, role: str) -> int:
+        """N."""
+        return self.request.data[self.roles.get(role, role)].num_examples
+
+    def shards(self, role: str) -> Sequence[range]:
+        """The shard table."""
+        source = self.request.data[self.roles.get(role, role)]
+        return shard_ranges(source.num_examples, 0.0, source.num_shards)
+
+    def input(self, role: str) -> "Expected":
+        """An artifact that is not there yet, as far as its sizes are known."""
+        return Expected(self.num_landmarks, self.num_probes, self.num_features)
+
+    @cached_property
+    def row_groups(self) -> list[int]:
+        """Weights of each group of tiles whose explicit rows of a micro-batch fit the memory."""
+        row_bytes = self.micro_batch * self.num_outputs * self.state_bytes
+        groups = self.layout.groups(row_bytes, ROWS_SHARE * self.memory_gb * GB)
+        return [sum(tile.size for tile in group) for group in groups]
+
+    @property
+    def row_bytes(self) -> float:
+        """Explicit rows of a micro-batch."""
+        return self.micro_batch * self.num_outputs * self.state_bytes * max(self.row_groups)
+
+    def columns_bytes(self, num_columns: int) -> float:
+        """Columns (P, k) as they are held: all of them, or a tile at a time."""
+        whole = self.num_weights * num_columns * self.state_bytes
+        widest = max(tile.size for tile in self.layout) * num_columns * self.state_bytes
+        return whole if whole <= COLUMNS_SHARE * self.memory_gb * GB else widest
+
+    def forward(self, examples: float) -> float:
+        """FLOPs of forward passes."""
+        return examples * self.request.forward_flops
+
+    def rows(self, examples: float, num_cotangents: int) -> float:
+        """FLOPs of rows: a forward pass, and for each cotangent about two, for every group of tiles."""
+        return self.forward(examples) * (1 + 2 * num_cotangents) * len(self.row_groups)
+
+    def times(self, examples: float, num_columns: int) -> float:
+        """FLOPs of R V: by rows and products, or column by column in forward mode where columns are fewer."""
+        if num_columns < self.num_outputs:
+            return self.forward(examples) * (1 + 2 * num_columns)
+        products = 2.0 * examples * self.num_outputs * self.num_weights * num_columns
+        return self.rows(examples, self.num_outputs) + products
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Stands for an artifact where a recipe plans its units from a size."""
+
+    num_landmarks: int
+    num_probes: int
+    num_features: int
+
+    def table(self, name: str) -> pa.Table:
+        """The landmarks' table has M rows."""
+        return pa.table({"example": pa.nulls(self.num_landmarks)})
+
+    def tensor(self, family: str) -> Tensor:
+        """The cores' combination is (S, K)."""
+        return torch.empty(self.num_probes, self.num_features, device="meta")

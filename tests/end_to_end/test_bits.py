@@ -1,0 +1,80 @@
+"""Whatever the engine and however many workers: the digests of all artifacts of a real fit are the same."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from small_fits import FITS, DigitNet, digests, run_fit
+from torch import nn
+
+from afterfit.data import digits
+from afterfit.engine import open_engine
+from afterfit.methods.ggn_nystrom import GgnNystrom
+from afterfit.network.likelihoods import likelihood_named
+from afterfit.plan.execute import execute
+from afterfit.plan.posterior import posterior_plan
+from afterfit.plan.resolve import request_from_objects
+from afterfit.store.directory import Store, open_store
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, str]]:
+    """Fit -> digests of an in-process run; all of them leave their store behind."""
+    folder = tmp_path_factory.mktemp("expected")
+    return {fit: run_fit(fit, str(folder / fit)) for fit in FITS}
+
+
+def test_the_small_fits_have_many_tiles_groups_shards_and_trees(expected, tmp_path):
+    run_fit("ella", str(tmp_path))
+    store = open_store(str(tmp_path))
+    assert len(stage(store, expected["ella"], "basis").tiles("basis")) == 8
+    assert len(stage(store, expected["ella"], "basis").parts) == 4
+    assert len(stage(store, expected["ella"], "curvature").parts) == 8
+    assert stage(store, expected["ella"], "point_estimate").facts["trained"]
+
+
+def stage(store: Store, of: Mapping[str, str], name: str):
+    return store.read(next(place for place in of if place.startswith(f"{name}/")))
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_another_run_in_another_store_leaves_the_same_digests(tmp_path, expected, fit):
+    assert run_fit(fit, str(tmp_path)) == expected[fit]
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_saves_in_between_do_not_change_the_digests(tmp_path, expected, fit):
+    assert run_fit(fit, str(tmp_path), checkpoint_s=60.0) == expected[fit]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("fit", FITS)
+def test_ray_gives_the_bits_of_the_in_process_engine(tmp_path, ray_address, expected, fit, workers):
+    assert run_fit(fit, str(tmp_path), engine="ray", workers=workers) == expected[fit]
+
+
+@pytest.mark.ray
+def test_a_module_and_data_that_are_sent_to_workers_give_the_bits_of_those_at_hand(tmp_path, ray_address):
+    torch.manual_seed(0)
+    network, train = DigitNet().double().eval(), digits.train()[:40]
+    here = fit_objects(network, train, tmp_path / "here", engine="inprocess")
+    sent = fit_objects(network, train, tmp_path / "sent", engine="ray", workers=2)
+    assert sent == here
+
+
+def fit_objects(network: nn.Module, train: list, folder, **options) -> dict[str, str]:
+    request = request_from_objects(
+        network,
+        {"train": train},
+        GgnNystrom(num_probes=20),
+        likelihood_named("categorical", None),
+        memory_gb=6e-4,
+        micro_batch=5,
+        num_shards=4,
+        tile_weights=256,
+    )
+    plan, store = posterior_plan(request), open_store(str(folder))
+    with open_engine(options.pop("engine"), store, **options) as engine:
+        execute(plan, request, engine, store)
+    return digests(store.uri, [stage.place for stage in plan])
