@@ -43,9 +43,7 @@ class TensorExamples:
     def batch(self, indexes: Sequence[int]) -> Batch:
         """These examples, in this order."""
         chosen = torch.tensor(list(indexes), dtype=torch.int64)
-        return Batch(
-            {name: value[chosen] for name, value in self.inputs.items()}, self.labels[chosen], chosen
-        )
+        return Batch({name: value[chosen] for name, value in self.inputs.items()}, self.labels[chosen], chosen)
 
     def targets(self) -> Tensor:
         """All of them."""
@@ -257,9 +255,7 @@ def dense_precision(case: NetworkCase, prior_precision: float, temperature: floa
     return ggn_PP / temperature + prior_precision * torch.eye(len(ggn_PP), dtype=ggn_PP.dtype)
 
 
-def dense_laplace(
-    case: NetworkCase, prior_precision: float, temperature: float = 1.0
-) -> Callable[[Batch], Tensor]:
+def dense_laplace(case: NetworkCase, prior_precision: float, temperature: float = 1.0) -> Callable[[Batch], Tensor]:
     """Linearised Laplace: from a micro-batch to J (GGN / T + prior I)^-1 J^T, (B, C, C)."""
     network = case.network()
     factor_PP = torch.linalg.cholesky(dense_precision(case, prior_precision, temperature))
@@ -282,9 +278,7 @@ def dense_evidence(case: NetworkCase, prior_precision: float, temperature: float
     fit = case.likelihood.log_density(dense_outputs(network, everything), case.examples.targets()).sum()
     weights_P = flat(network.layout, network.weights)
     scaled_PP = dense_precision(case, prior_precision, temperature) / prior_precision
-    return float(
-        fit / temperature - prior_precision * weights_P @ weights_P / 2 - torch.logdet(scaled_PP) / 2
-    )
+    return float(fit / temperature - prior_precision * weights_P @ weights_P / 2 - torch.logdet(scaled_PP) / 2)
 
 
 def assert_near(actual: Tensor, expected: Tensor, rtol: float) -> None:

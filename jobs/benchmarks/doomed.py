@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 # Imported here, in the process that others are forked from, so that each of them starts at once.
 import sklearn.datasets  # noqa: F401
 import torch
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 
 from afterfit.engine.cursor import Trail
 from afterfit.engine.jobs import Finalise, Merge, RunUnit, SumUnit

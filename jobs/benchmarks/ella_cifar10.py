@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from record import Budget, Record, Target, open_record, show
 
 from afterfit.network.likelihoods import Categorical
 from afterfit.plan.config import read_config
@@ -23,6 +22,7 @@ from afterfit.plan.run import Outcome, Where, prepare, run
 from afterfit.plan.tuning import Curvature, Features, Tuning, posterior_at, search, validation_objective
 from afterfit.posterior.subspace import Complement
 from afterfit.predict.scores import ood_table, score_table
+from record import Budget, Target, open_record, show
 
 ROOT = Path(__file__).parents[2]
 LARGEST = 200
@@ -151,14 +151,13 @@ def _rows(features: Features, rows: slice) -> Features:
     )
 
 
-def compare(record: Record) -> None:
-    """laplace-torch's ELLA beside ours, one after the other in one process each, on the same images; see peer_ella."""
+def compare() -> None:
+    """laplace-torch's ELLA beside ours on the same images: see peer_ella."""
     interpreter = os.environ.get("AFTERFIT_PEER_PYTHON")
     if interpreter is None:
-        print("Set AFTERFIT_PEER_PYTHON to a Python with laplace-torch (see peer_ella.py) for the time ratio.")
+        print("Set AFTERFIT_PEER_PYTHON to a Python that has laplace-torch, for the time ratio (see peer_ella.py).")
         return
-    script = Path(__file__).with_name("peer_ella.py")
-    subprocess.run([sys.executable, script, "--peer", interpreter, "--record", record.name], check=True)
+    subprocess.run([sys.executable, Path(__file__).with_name("peer_ella.py"), "--peer", interpreter], check=True)
 
 
 def main() -> int:
@@ -167,14 +166,13 @@ def main() -> int:
     parser.add_argument("--only", choices=tuple(ORACLE_NLL), help="one network")
     parser.add_argument("--store", type=Path, default=ROOT / "runs/benchmarks/ella_cifar10")
     given = parser.parse_args()
-    record = open_record("ella_cifar10", given.budget, TARGETS)
     for net in [given.only] if given.only else ORACLE_NLL:
         subset = SUBSETS[given.budget][net]
         outcome = fit(net, subset, given.store / given.budget)
         told = ", ".join(f"{count} {role}" for role, count in subset.items())
-        record = open_record("ella_cifar10", given.budget, TARGETS).adding(evaluate(net, outcome), **{net: told})
+        open_record("ella_cifar10", given.budget, TARGETS).adding(evaluate(net, outcome), **{net: told})
     if given.only is None:
-        compare(record)
+        compare()
     return 1 if show(open_record("ella_cifar10", given.budget, TARGETS)) else 0
 
 

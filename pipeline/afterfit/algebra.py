@@ -63,7 +63,8 @@ class Result:
     @classmethod
     def of_state(cls, state: State, facts: Mapping[str, Any] | None = None) -> "Result":
         """A state as a result: one family of tensors for each prefix of its names. A lazy state is read as it is
-        written, one tile at a time."""
+        written, one tile at a time.
+        """
         families: dict[str, list[str]] = {}
         for name in state:
             families.setdefault(name.partition("/")[0], []).append(name)
@@ -260,9 +261,7 @@ def add(left: State, right: State) -> State:
     return {name: left[name] + right[name] for name in left}
 
 
-def fold(
-    accumulator: Accumulator, items: Callable[[int], Iterable[Any]], total: int, cursor: Cursor
-) -> State:
+def fold(accumulator: Accumulator, items: Callable[[int], Iterable[Any]], total: int, cursor: Cursor) -> State:
     """Accumulate items from where the cursor stands to the end.
 
     Args:

@@ -23,8 +23,7 @@ app = typer.Typer(
     name="afterfit",
     help="Calibrated uncertainty for trained networks: fit a posterior over the weights, on one machine or "
     "on Ray. Every step is kept in a store; running the same command again goes on from there.",
-    epilog="Exit codes: 0 done, 1 failed or interrupted, 2 bad input. "
-    "Start with: afterfit run configs/quickstart.yaml",
+    epilog="Exit codes: 0 done, 1 failed or interrupted, 2 bad input. Start with: afterfit run configs/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -54,21 +53,15 @@ Set = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option(
-        "--store", metavar="URI", help="Folder, s3:// or gs://; by default the config's, or runs/NAME."
-    ),
+    typer.Option("--store", metavar="URI", help="Folder, s3:// or gs://; by default the config's, or runs/NAME."),
 ]
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Store of an earlier `afterfit run`.")]
 Engine = Annotated[EngineOption, typer.Option("--engine", help="Compute in this process, or on Ray workers.")]
 Address = Annotated[
     str | None,
-    typer.Option(
-        "--address", metavar="A", help="Ray cluster, e.g. auto or ray://host:10001; none starts Ray here."
-    ),
+    typer.Option("--address", metavar="A", help="Ray cluster, e.g. auto or ray://host:10001; none starts Ray here."),
 ]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Ray workers; as many as fit by default.")
-]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Ray workers; as many as fit by default.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch in each worker.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Data = Annotated[
@@ -102,9 +95,7 @@ def run(
 
         settings = read_config(config, set_ or [])
         where = store or settings.where
-        with _interruptible(
-            f"the store {where} keeps what is finished, and the same command goes on from there"
-        ):
+        with _interruptible(f"the store {where} keeps what is finished, and the same command goes on from there"):
             from afterfit.plan.run import prepare
             from afterfit.plan.run import run as run_plan
             from afterfit.plan.tables import plan_table
@@ -141,9 +132,7 @@ def status(store: StoreArgument, debug: Debug = False) -> None:
         opened = existing_store(store)
         record, stages = status_of(opened)
         console = _console()
-        console.print(
-            f"{record.config.name}, method {record.config.method['name']}, in {opened.uri}", markup=False
-        )
+        console.print(f"{record.config.name}, method {record.config.method['name']}, in {opened.uri}", markup=False)
         console.print(status_table(stages))
 
 
@@ -171,9 +160,7 @@ def methods(debug: Debug = False) -> None:
 def predict(
     store: StoreArgument,
     data: Data,
-    out: Annotated[
-        str, typer.Option("--out", metavar="URI", help="Parquet file to write; local, s3:// or gs://.")
-    ],
+    out: Annotated[str, typer.Option("--out", metavar="URI", help="Parquet file to write; local, s3:// or gs://.")],
     link: Annotated[LinkOption | None, typer.Option("--link", help="Instead of the run's own.")] = None,
     engine: Engine = EngineOption.inprocess,
     address: Address = None,

@@ -61,9 +61,7 @@ class Layout:
     tile_weights: int
 
     @classmethod
-    def of(
-        cls, module: nn.Module, weights: str | Sequence[str] = "*", tile_weights: int | None = None
-    ) -> "Layout":
+    def of(cls, module: nn.Module, weights: str | Sequence[str] = "*", tile_weights: int | None = None) -> "Layout":
         """The weights of `module` that a glob, or any of several, chooses. Tied weights count once.
 
         Raises:
@@ -75,13 +73,10 @@ class Layout:
             if not any(fnmatchcase(name, pattern) for name, _ in named):
                 examples = ", ".join(name for name, _ in named[:3])
                 raise ConfigError(
-                    f"The pattern {pattern!r} chooses no weights; the network has {len(named)} named like "
-                    f"{examples}."
+                    f"The pattern {pattern!r} chooses no weights; the network has {len(named)} named like {examples}."
                 )
         chosen = [
-            Block(name, shape)
-            for name, shape in named
-            if any(fnmatchcase(name, pattern) for pattern in patterns)
+            Block(name, shape) for name, shape in named if any(fnmatchcase(name, pattern) for pattern in patterns)
         ]
         if tile_weights is None:
             total = sum(block.size for block in chosen)
@@ -166,9 +161,7 @@ class Layout:
                 parts[piece.block].append(flat[tile.name][start : start + piece.size])
                 start += piece.size
         trailing = next(iter(flat.values())).shape[1:]
-        return {
-            block.name: cat(parts[block.name]).reshape((*block.shape, *trailing)) for block in self.blocks
-        }
+        return {block.name: cat(parts[block.name]).reshape((*block.shape, *trailing)) for block in self.blocks}
 
     def blocks_of(self, tiles: Sequence[Tile]) -> list[str]:
         """Names of the blocks that have weights in `tiles`, in order, each once."""

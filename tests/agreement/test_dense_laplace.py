@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from cases import NETWORK_CASES, NetworkCase, assert_near, dense_evidence, dense_ggn, dense_jacobian, dense_laplace
 from torch import Tensor
 
 import afterfit
 from afterfit.algebra import Batch
 from afterfit.plan.api import Posterior
+from cases import NETWORK_CASES, NetworkCase, assert_near, dense_evidence, dense_ggn, dense_jacobian, dense_laplace
 
 PRIOR = 0.7
 TEMPERATURE = 1.5

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from small_fits import FITS, DigitNet, digests, run_fit
 from torch import nn
 
 from afterfit.data import digits
@@ -15,6 +14,7 @@ from afterfit.plan.execute import execute
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.resolve import request_from_objects
 from afterfit.store.directory import Store, open_store
+from small_fits import FITS, DigitNet, digests, run_fit
 
 
 @pytest.fixture(scope="module")

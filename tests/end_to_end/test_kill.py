@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+
 from doomed import Doom, Line, digests_of, lines_of, recomputed, start
 from small_fits import FITS
 
@@ -29,9 +30,7 @@ class Uninterrupted(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    tmp_path_factory: pytest.TempPathFactory, forks: ForkServerContext
-) -> Callable[[str], Uninterrupted]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, forks: ForkServerContext) -> Callable[[str], Uninterrupted]:
     folder = tmp_path_factory.mktemp("uninterrupted")
     for fit in FITS:
         assert start(forks, fit, str(folder / fit), Doom(log=folder / f"{fit}.log")) == 0
@@ -93,9 +92,7 @@ def test_work_that_is_done_twice_is_noticed(tmp_path, forks, uninterrupted):
         ("ggn_nystrom", "write", ("basis/", "basis.arrow")),
     ],
 )
-def test_a_killed_worker_is_replaced_by_one_that_goes_on(
-    tmp_path, forks, ray_address, uninterrupted, fit, kind, words
-):
+def test_a_killed_worker_is_replaced_by_one_that_goes_on(tmp_path, forks, ray_address, uninterrupted, fit, kind, words):
     expected = uninterrupted(fit)
     doom = Doom(log=tmp_path / "log", moment=expected.moment(kind, *words), offset=200)
     options = {"engine": "ray", "workers": 2, "address": ray_address}
@@ -106,9 +103,7 @@ def test_a_killed_worker_is_replaced_by_one_that_goes_on(
 
 
 @pytest.mark.ray
-def test_after_the_loss_of_a_driver_on_ray_the_same_command_goes_on(
-    tmp_path, forks, ray_address, uninterrupted
-):
+def test_after_the_loss_of_a_driver_on_ray_the_same_command_goes_on(tmp_path, forks, ray_address, uninterrupted):
     expected = uninterrupted("ggn_nystrom")
     place = next(place for place in expected.digests if place.startswith("features-test/"))
     uri, log = str(tmp_path / "store"), tmp_path / "log"

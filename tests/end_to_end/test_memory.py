@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from end_to_end.wide_fit import NUM_COLUMNS, NUM_WEIGHTS
 
 MEMORY_GB = 0.5

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import case_named
 from torch import nn
 
 import afterfit
 from afterfit.errors import ArtifactError, ConfigError, DataError, NetworkError
+from cases import case_named
 
 CASE = case_named("mlp")
 METHOD = afterfit.Ella(num_landmarks=40, num_features=20, prior_precision=1.0, temperature=1.0)

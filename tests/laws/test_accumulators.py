@@ -48,10 +48,7 @@ def sketch_of_some_tiles(case: NetworkCase, network: Network, micro_batches: Seq
 
 
 def subspace_curvature(case: NetworkCase, network: Network, micro_batches: Sequence[Batch]) -> Accumulator:
-    basis = {
-        tile.name: normals(Seed(5).child(tile.name), tile.size, 4, dtype=torch.float64)
-        for tile in network.layout
-    }
+    basis = {tile.name: normals(Seed(5).child(tile.name), tile.size, 4, dtype=torch.float64) for tile in network.layout}
     bench = Bench(network, {"basis": SimpleNamespace(tiles={"basis": basis}.get)})
     return Positioned(CurvatureSum(case.likelihood, bench, len(micro_batches)), micro_batches)
 

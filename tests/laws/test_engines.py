@@ -19,9 +19,7 @@ from laws.toys import TOYS, main, run_toys
 UNITS_OR_ROUNDS = ["map", "reduce", "forest", "rounds"]
 
 # Ray Train copies Ray Data's settings, some of which warn about themselves even at their defaults (Ray 2.60).
-ray_data_warns_of_itself = pytest.mark.filterwarnings(
-    "ignore:.*deprecated:DeprecationWarning:ray.data.context"
-)
+ray_data_warns_of_itself = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray.data.context")
 
 
 @pytest.fixture(scope="session")
@@ -176,9 +174,7 @@ def test_a_gang_of_one_on_ray_gives_the_bits_of_the_in_process_engine(tmp_path, 
 
 @pytest.mark.ray
 @ray_data_warns_of_itself
-def test_a_gang_of_three_gives_the_same_bits_after_a_failure_and_the_loss_of_a_worker(
-    tmp_path, ray_address, expected
-):
+def test_a_gang_of_three_gives_the_same_bits_after_a_failure_and_the_loss_of_a_worker(tmp_path, ray_address, expected):
     uri, log = str(tmp_path / "store"), tmp_path / "log"
     with pytest.raises(NumericalError, match="broke down at 'step 2 slice 4'"):
         run_toys(["steps"], uri, log, name="ray", workers=3, fail_at="step 2 slice 4")
@@ -188,9 +184,7 @@ def test_a_gang_of_three_gives_the_same_bits_after_a_failure_and_the_loss_of_a_w
     assert Counter(log.read_text().splitlines())["step 1 slice 0"] == 1
 
 
-def stop_driver(
-    forks: Any, sign: int, toy: str, uri: str, log: Path, moment: str, options: Mapping[str, Any]
-) -> None:
+def stop_driver(forks: Any, sign: int, toy: str, uri: str, log: Path, moment: str, options: Mapping[str, Any]) -> None:
     """Run a toy slowly in another process, and send it a signal once it has come to a moment."""
     process = forks.Process(target=main, args=(toy, uri, log, {"pause_s": 0.05, **options}))
     process.start()

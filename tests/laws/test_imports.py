@@ -126,9 +126,7 @@ def test_reading_a_configuration_does_not_load_torch():
         "loaded = {'torch', 'ray', 'transformers'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
 
 

@@ -171,9 +171,7 @@ class ToySteps(Toy):
             raise NumericalError("The parts came out of order.")
         momentum = state["momentum/all"].mul_(0.9).add_(total["gradient"], alpha=1e-6)
         weights = state["weights/all"] - momentum
-        return {"weights/all": weights, "momentum/all": momentum}, Progress(
-            None, {"size": float(total["half"].sum())}
-        )
+        return {"weights/all": weights, "momentum/all": momentum}, Progress(None, {"size": float(total["half"].sum())})
 
     def finalise(self, state: State, progress: pa.Table) -> Result:
         self.moment("finalise")
@@ -195,9 +193,7 @@ def work_of(toy: str, log: Path, **options: Any) -> tuple[str, Work]:
     return verb, Work(make=partial(kind, log, **options), place=f"toy/{toy}", units=units, facts={"toy": toy})
 
 
-def run_toys(
-    toys: Sequence[str], uri: str, log: Path, *, name: EngineName = "inprocess", **options: Any
-) -> Ran:
+def run_toys(toys: Sequence[str], uri: str, log: Path, *, name: EngineName = "inprocess", **options: Any) -> Ran:
     """Run toy stages in one engine; `options` are those of `Toy` and of `open_engine`."""
     of_toy = {key: options.pop(key) for key in ("kill_at", "deaths", "fail_at", "pause_s") if key in options}
     store = open_store(uri)

@@ -185,9 +185,7 @@ def _predict_new_rows():
     assert other["probabilities"].to_pylist() != table["probabilities"].to_pylist()
 
     assert "no file" in refusal("predict", "s", "--data", "new.parquet", "--out", "out/")
-    assert "Found no data at 'none.parquet'" in refusal(
-        "predict", "s", "--data", "none.parquet", "--out", "p"
-    )
+    assert "Found no data at 'none.parquet'" in refusal("predict", "s", "--data", "none.parquet", "--out", "p")
 
 
 def _column(output: str, stage: str) -> list[str]:

@@ -22,9 +22,7 @@ def check_labels(examples: Examples, num_classes: int) -> None:
     """
     labels = examples.targets()
     if labels.is_floating_point() or labels.dim() != 1:
-        raise DataError(
-            "The data set has numbers to predict, not one class each; name a `label` instead of `target`."
-        )
+        raise DataError("The data set has numbers to predict, not one class each; name a `label` instead of `target`.")
     wrong = torch.nonzero((labels < 0) | (labels >= num_classes)).flatten()
     if len(wrong):
         first = int(wrong[0])
@@ -50,9 +48,7 @@ def check_numbers(examples: Examples, num_outputs: int) -> None:
         )
     wrong = _first_not_finite(targets)
     if wrong is not None:
-        raise DataError(
-            f"The target of example {wrong} is not finite (NaN or infinite); correct it or leave it out."
-        )
+        raise DataError(f"The target of example {wrong} is not finite (NaN or infinite); correct it or leave it out.")
 
 
 def finite(batch: Batch, place: Callable[[int], str] | None = None) -> Batch:
@@ -73,8 +69,7 @@ def finite(batch: Batch, place: Callable[[int], str] | None = None) -> Batch:
             where = f" ({place(index)})" if place else ""
             what = "The target" if name == "the target" else f"The input {name!r}"
             raise DataError(
-                f"{what} of example {index}{where} is not finite (NaN or infinite); correct it or leave it "
-                "out."
+                f"{what} of example {index}{where} is not finite (NaN or infinite); correct it or leave it out."
             )
     return batch
 

@@ -79,9 +79,7 @@ def part_place(place: str, number: int) -> str:
 class CutPiece:
     """One part of what was cut."""
 
-    def __init__(
-        self, shelf: Shelf, place: str, facts: Mapping[str, Any], columns: Sequence[str], scratch: Path
-    ):
+    def __init__(self, shelf: Shelf, place: str, facts: Mapping[str, Any], columns: Sequence[str], scratch: Path):
         self.name = place
         self.columns = list(columns)
         self._facts = dict(facts)
@@ -89,7 +87,7 @@ class CutPiece:
         self._scratch = scratch
         self._mapped: MappedRows | None = None
 
-    def num_rows(self, columns: Sequence[str]) -> int:  # noqa: ARG002
+    def num_rows(self, columns: Sequence[str]) -> int:
         """As the index says."""
         return int(self._facts["rows"])
 
@@ -105,9 +103,7 @@ class CutPiece:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         artifact = self._shelf.find(self.name)
         if artifact is None or artifact.facts.get("digest") != self._facts["digest"]:
-            raise ConfigError(
-                f"The cut data set at {self.name!r} is not whole; use another store or remove it there."
-            )
+            raise ConfigError(f"The cut data set at {self.name!r} is not whole; use another store or remove it there.")
         yield from artifact.table("rows").to_batches()
 
     def __getstate__(self) -> dict[str, Any]:

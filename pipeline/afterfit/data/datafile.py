@@ -70,9 +70,7 @@ class DataFile:
             else:
                 now = _remote_identity(self.address)
         except FileNotFoundError as error:
-            raise DataError(
-                f"The data file {self.name!r} has gone since it was first read; put it back."
-            ) from error
+            raise DataError(f"The data file {self.name!r} has gone since it was first read; put it back.") from error
         if now != (self.num_bytes, self.digest):
             raise DataError(
                 f"The data file {self.name!r} has changed since it was first read; "
@@ -106,9 +104,7 @@ def _open(address: str) -> BufferedReader:
     try:
         return open(address, "rb")
     except OSError as error:
-        raise DataError(
-            f"The data file {address!r} cannot be read ({error.strerror}); make it readable."
-        ) from error
+        raise DataError(f"The data file {address!r} cannot be read ({error.strerror}); make it readable.") from error
 
 
 def _sha256(address: str) -> str:

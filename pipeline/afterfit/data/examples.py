@@ -65,9 +65,7 @@ def open_examples(
         rows.chosen = _choose(settings, rows, scratch)
         names = columns.label or "label", columns.target or "target"
         if isinstance(names[1], list):
-            raise ConfigError(
-                "`target` of a factory without `inputs` is one key; give `columns.inputs` as well."
-            )
+            raise ConfigError("`target` of a factory without `inputs` is one key; give `columns.inputs` as well.")
         return IndexedExamples(origin.dataset, rows=rows.chosen, label=names[0], target=names[1])
     return TableExamples(settings, origin, scratch)
 
@@ -128,9 +126,7 @@ class TableExamples:
         for start in range(0, self.num_examples, TARGET_ROWS):
             indexes = range(start, min(start + TARGET_ROWS, self.num_examples))
             table = self._rows.take(indexes, self._answers)
-            parts.append(
-                self._answer(table, lambda position, start=start: self._rows.place(start + position))
-            )
+            parts.append(self._answer(table, lambda position, start=start: self._rows.place(start + position)))
         return torch.cat(parts)
 
     def identity(self) -> dict[str, Any]:
@@ -145,9 +141,7 @@ class TableExamples:
         origin = self._origin.identity or {"contents": contents_digest(self)}
         return {"format": FORMAT, "origin": origin, "rows": chosen, "scales": scales, **settings}
 
-    def _read(
-        self, name: str, how: Any, table: pa.Table, indexes: list[int], place: Place
-    ) -> dict[str, Tensor]:
+    def _read(self, name: str, how: Any, table: pa.Table, indexes: list[int], place: Place) -> dict[str, Tensor]:
         if isinstance(how, ImageColumn):
             return {name: read_images(table, indexes, how, self.settings.augment, place)}
         if isinstance(how, TextColumns):
@@ -156,11 +150,7 @@ class TableExamples:
             return {name: _integers(column_tensor(table, how.column, place), how.column)}
         if isinstance(how, NumericColumns):
             numbers = numbers_of(table, how.columns, place)
-            return {
-                name: self._scales[name].apply(numbers, f"The input {name!r}")
-                if name in self._scales
-                else numbers
-            }
+            return {name: self._scales[name].apply(numbers, f"The input {name!r}") if name in self._scales else numbers}
         return {name: column_tensor(table, how, place)}
 
     def _answer(self, table: pa.Table, place: Place) -> Tensor:
@@ -168,9 +158,7 @@ class TableExamples:
         if label is not None:
             labels = _integers(column_tensor(table, label, place), label)
             if labels.dim() != 1:
-                raise DataError(
-                    f"The label {label!r} holds lists; one class number for each example is needed."
-                )
+                raise DataError(f"The label {label!r} holds lists; one class number for each example is needed.")
             return labels
         numbers = numbers_of(table, target or [], place)
         return self._target_scale.apply(numbers, "The target") if self._target_scale else numbers
@@ -179,9 +167,7 @@ class TableExamples:
         if how.role is None or self.settings.splits is None:
             std = np.asarray(how.std, dtype=np.float64)
             return Scale(np.asarray(how.mean, dtype=np.float64), np.where(std == 0, 1.0, std))
-        known = Rows(
-            self._rows.pieces, [columns] if isinstance(columns, str) else columns, self._origin.renamed
-        )
+        known = Rows(self._rows.pieces, [columns] if isinstance(columns, str) else columns, self._origin.renamed)
         splits = self.settings.splits
         known.chosen = _role_rows(splits.model_copy(update={"role": how.role}), known.num_stored, scratch)
         return Scale.of(numbers_of(known.take(range(len(known))), columns, known.place))
@@ -214,9 +200,7 @@ def _choose(settings: DataSettings, rows: Rows, scratch: Path) -> Sequence[int] 
     chosen = chosen[: min(bounds)] if bounds else chosen
     if not len(chosen):
         name = settings.path or settings.hub or settings.factory
-        raise DataError(
-            f"The data set {name!r} is empty: {rows.num_stored} rows, none of them chosen; lower `skip`."
-        )
+        raise DataError(f"The data set {name!r} is empty: {rows.num_stored} rows, none of them chosen; lower `skip`.")
     return chosen
 
 
@@ -233,15 +217,11 @@ def _role_rows(splits: Splits, num_rows: int, scratch: Path) -> np.ndarray:
             f"its splits go up to {max(table['split'], default=0)} and its roles are: {roles}."
         )
     if rows.min() < 0 or rows.max() >= num_rows:
-        raise DataError(
-            f"{splits.path!r} names row {rows.max()}, but the data set has {num_rows}; give its own table."
-        )
+        raise DataError(f"{splits.path!r} names row {rows.max()}, but the data set has {num_rows}; give its own table.")
     return rows
 
 
 def _integers(values: Tensor, name: str) -> Tensor:
     if values.is_floating_point():
-        raise DataError(
-            f"The column {name!r} holds fractions where integers are needed; use `target` for numbers."
-        )
+        raise DataError(f"The column {name!r} holds fractions where integers are needed; use `target` for numbers.")
     return values.long()

@@ -56,9 +56,7 @@ def check_unchanged(examples: IdentifiedExamples, recorded: Mapping[str, Any]) -
     before, after = _files(recorded), _files(now)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     what = f"The data file {changed[0]!r}" if changed else "The data set, or what is chosen of it,"
-    raise DataError(
-        f"{what} is not what this run began with; restore it, or run again to start from the new data."
-    )
+    raise DataError(f"{what} is not what this run began with; restore it, or run again to start from the new data.")
 
 
 def _files(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,9 +95,7 @@ def _raw(value: Any, reader: ImageColumn, position: int, place: Place) -> np.nda
 
 def _resized(pixels_CHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels_CHW]
-    return np.stack(
-        [np.asarray(plane.resize(_width_height(size), Image.Resampling.BILINEAR)) for plane in planes]
-    )
+    return np.stack([np.asarray(plane.resize(_width_height(size), Image.Resampling.BILINEAR)) for plane in planes])
 
 
 def _scaled(pixels_BCHW: np.ndarray, reader: ImageColumn) -> np.ndarray:

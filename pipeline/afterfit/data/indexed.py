@@ -43,9 +43,7 @@ class IndexedExamples:
         Raises:
             DataError: for an empty data set, items that are no mappings, or no key but the label or target.
         """
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(
-            dataset, Mapping
-        ):
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, Mapping):
             raise DataError(
                 f"A {type(dataset).__name__} cannot be used as a data set; give a list of mappings, or "
                 "anything with a length and integer indexing that yields mappings."
@@ -58,9 +56,7 @@ class IndexedExamples:
         first = self._items([0])[0]
         answers = [key for key in (label, target) if key in first]
         if len(answers) > 1:
-            raise DataError(
-                f"The items have both {label!r} and {target!r}; keep the one that the likelihood needs."
-            )
+            raise DataError(f"The items have both {label!r} and {target!r}; keep the one that the likelihood needs.")
         self.answer = answers[0] if answers else None
         self._is_label = self.answer == label
         self.inputs = [key for key in first if key != self.answer]
@@ -113,9 +109,7 @@ class IndexedExamples:
         if not self._is_label:
             return values if values.is_floating_point() else values.double()
         if values.is_floating_point() or values.dim() != 1:
-            raise DataError(
-                f"The key {name!r} does not hold one integer class each; put numbers under `target`."
-            )
+            raise DataError(f"The key {name!r} does not hold one integer class each; put numbers under `target`.")
         return values.long()
 
 
@@ -141,9 +135,7 @@ def _tensor(value: Any, name: str, place: int) -> Tensor:
     if isinstance(value, Image.Image):
         flat = value if value.mode in ("L", "RGB") else value.convert("RGB")
         pixels = np.asarray(flat).astype(np.float32) / np.float32(255)
-        return torch.from_numpy(
-            pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        )
+        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths within one value

@@ -32,9 +32,7 @@ def as_items(values: Sequence[Any], first: int, origin: str) -> list[Mapping[str
     return list(values)
 
 
-def item_table(
-    items: Sequence[Mapping[str, Any]], columns: Sequence[str], first: int, origin: str
-) -> pa.Table:
+def item_table(items: Sequence[Mapping[str, Any]], columns: Sequence[str], first: int, origin: str) -> pa.Table:
     """Some of the keys of some items as Arrow columns; arrays as nested fixed-size lists, pictures as PNG.
 
     Raises:
@@ -63,9 +61,7 @@ def _array(values: list[Any]) -> pa.Array:
     plain = [_plain(value) for value in values]
     if not isinstance(plain[0], np.ndarray):
         return pa.array(plain)
-    if plain[0].ndim == 1 and any(
-        isinstance(value, np.ndarray) and value.shape != plain[0].shape for value in plain
-    ):
+    if plain[0].ndim == 1 and any(isinstance(value, np.ndarray) and value.shape != plain[0].shape for value in plain):
         return pa.array(plain)  # lists of several lengths, e.g. token ids
     stacked = np.stack(plain)
     nested: pa.Array = pa.array(np.ascontiguousarray(stacked).reshape(-1))
@@ -98,7 +94,7 @@ class ItemsPiece:
         """The keys of the first item."""
         return list(as_items([self.dataset[0]], 0, self.name)[0]) if len(self.dataset) else []
 
-    def num_rows(self, columns: Sequence[str]) -> int:  # noqa: ARG002
+    def num_rows(self, columns: Sequence[str]) -> int:
         """Its length."""
         return len(self.dataset)
 

@@ -51,15 +51,11 @@ def find_files(path: str) -> list[Found]:
     files = search(path)
     if not files:
         places = [path] if is_remote(path) else [str(place) for place in candidates(path)]
-        raise DataError(
-            f"Found no data at {path!r}; looked for {', '.join(places)}. Correct `path` or $AFTERFIT_DATA."
-        )
+        raise DataError(f"Found no data at {path!r}; looked for {', '.join(places)}. Correct `path` or $AFTERFIT_DATA.")
     endings = sorted({PurePosixPath(file.name).suffix.lower() for file in files})
     if len(endings) > 1:
         kinds = ", ".join(endings)
-        raise ConfigError(
-            f"{path!r} names files of several kinds ({kinds}); give a glob such as '*{endings[-1]}'."
-        )
+        raise ConfigError(f"{path!r} names files of several kinds ({kinds}); give a glob such as '*{endings[-1]}'.")
     return files
 
 
@@ -110,9 +106,7 @@ def _search_remote(uri: str) -> list[Found]:
         else:
             root, paths = path, system.find(path)
     except OSError as error:
-        raise DataError(
-            f"{uri!r} cannot be read: {error}. Check the address and your credentials."
-        ) from error
+        raise DataError(f"{uri!r} cannot be read: {error}. Check the address and your credentials.") from error
     named = _named(root, [str(file) for file in paths])
     return [Found(file.name, f"{scheme}://{file.address}") for file in named]
 
@@ -137,6 +131,4 @@ def _is_data(name: PurePosixPath) -> bool:
 
 def _check_ending(name: str) -> None:
     if PurePosixPath(name).suffix.lower() not in ENDINGS:
-        raise ConfigError(
-            f"The kind of {name!r} is not known by its ending; it must be one of {', '.join(ENDINGS)}."
-        )
+        raise ConfigError(f"The kind of {name!r} is not known by its ending; it must be one of {', '.join(ENDINGS)}.")

@@ -29,11 +29,7 @@ def column_tensor(table: pa.Table, name: str, place: Place) -> Tensor:
         array = array.storage if not isinstance(array, pa.FixedShapeTensorArray) else _fixed_shape(array)
     shape = [len(array)]
     _refuse_missing(array, name, place, 1)
-    while (
-        pa.types.is_list(array.type)
-        or pa.types.is_large_list(array.type)
-        or pa.types.is_fixed_size_list(array.type)
-    ):
+    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         shape.append(_length(array, name, place, len(array) // max(1, shape[0])))
         array = array.flatten()
         _refuse_missing(array, name, place, len(array) // max(1, shape[0]))
@@ -64,9 +60,7 @@ class Scale:
         width = 1 if numbers.dim() == 1 else numbers.shape[1]
         if width != len(self.mean):
             raise DataError(f"{what} has {width} columns, but `standardise` has {len(self.mean)} numbers.")
-        wide = (numbers.reshape(len(numbers), width) - torch.from_numpy(self.mean)) / torch.from_numpy(
-            self.std
-        )
+        wide = (numbers.reshape(len(numbers), width) - torch.from_numpy(self.mean)) / torch.from_numpy(self.std)
         return wide.reshape(numbers.shape)
 
     def facts(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class DatasetPiece:
         """Its features."""
         return list(self.dataset.column_names)
 
-    def num_rows(self, columns: Sequence[str]) -> int:  # noqa: ARG002
+    def num_rows(self, columns: Sequence[str]) -> int:
         """Its length."""
         return len(self.dataset)
 
@@ -120,11 +120,7 @@ def _from_factory(settings: DataSettings, scratch: Path, shelf: Shelf | None, pl
     made: list[Any] = []
     if shelf is None or shelf.find(f"{_cut_place(place, name, settings)}/index") is None:
         made.append(_call(name))
-        if (
-            hasattr(made[0], "__len__")
-            and hasattr(made[0], "__getitem__")
-            and not isinstance(made[0], Mapping)
-        ):
+        if hasattr(made[0], "__len__") and hasattr(made[0], "__getitem__") and not isinstance(made[0], Mapping):
             return _from_dataset(made[0], name)
     return _from_cut(lambda: made[0], name, settings, scratch, shelf, place)
 
@@ -139,17 +135,13 @@ def _from_cut(
     make: Any, name: str, settings: DataSettings, scratch: Path, shelf: Shelf | None, place: str | None
 ) -> Origin:
     if shelf is None:
-        raise ConfigError(
-            f"{name} can only be read once from start to end; open it through a store, to keep it there."
-        )
+        raise ConfigError(f"{name} can only be read once from start to end; open it through a store, to keep it there.")
     where = _cut_place(place, name, settings)
     index = shelf.find(f"{where}/index")
     if index is None:
         source = make()
         if not isinstance(source, Iterable) or isinstance(source, Mapping):
-            raise ConfigError(
-                f"{name} gave a {type(source).__name__}; it must give a data set or an iterable."
-            )
+            raise ConfigError(f"{name} gave a {type(source).__name__}; it must give a data set or an iterable.")
         limit = None if settings.max_examples is None else settings.skip + settings.max_examples
         cut(source, limit, shelf, where, name)
         index = shelf.find(f"{where}/index")

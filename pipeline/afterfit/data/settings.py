@@ -241,9 +241,7 @@ class DataSettings(Frozen):
         numeric = [reader.standardise for reader in readers if isinstance(reader, NumericColumns)]
         scales = [scale for scale in (*numeric, self.columns.target_standardise) if scale is not None]
         if self.splits is None and any(scale.role is not None for scale in scales):
-            raise ValueError(
-                "`standardise: {role: ...}` needs `splits`, the table that says which rows play the role"
-            )
+            raise ValueError("`standardise: {role: ...}` needs `splits`, the table that says which rows play the role")
         if self.augment is not None and not any(isinstance(reader, ImageColumn) for reader in readers):
             raise ValueError("`augment` needs an input of kind image")
         return self

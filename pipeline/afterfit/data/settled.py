@@ -31,9 +31,7 @@ def settled_table(file: DataFile, columns: Sequence[str], scratch: Path) -> pa.T
     def batches() -> Iterator[pa.RecordBatch]:
         file.check()
         read = record_batches(file, columns)
-        yield next(
-            read, pa.RecordBatch.from_pydict({name: [] for name in columns})
-        )  # names, even without rows
+        yield next(read, pa.RecordBatch.from_pydict({name: [] for name in columns}))  # names, even without rows
         yield from read
         file.check()  # also while it was being read
 
@@ -72,6 +70,4 @@ def _map(path: Path) -> pa.Table | None:
 
 def _lies_in(batch: pa.RecordBatch | None, whole: pa.Buffer) -> bool:
     buffers = [buffer for column in batch.columns for buffer in column.buffers() if buffer] if batch else []
-    return all(
-        whole.address <= buffer.address < whole.address + whole.size for buffer in buffers if buffer.size
-    )
+    return all(whole.address <= buffer.address < whole.address + whole.size for buffer in buffers if buffer.size)

@@ -107,9 +107,7 @@ class MappedRows:
 class Rows:
     """The chosen rows of a list of pieces, by their position in the choice."""
 
-    def __init__(
-        self, pieces: Sequence[Piece], columns: Sequence[str], renamed: Mapping[str, str] | None = None
-    ):
+    def __init__(self, pieces: Sequence[Piece], columns: Sequence[str], renamed: Mapping[str, str] | None = None):
         self.pieces = pieces
         self.columns = list(columns)
         self._renamed = {name: (renamed or {}).get(name, name) for name in self.columns}

@@ -59,9 +59,7 @@ class TextReader:
                 "directory made by `save_pretrained`."
             ) from error
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
-            raise ConfigError(
-                f"The tokenizer {self.settings.tokenizer!r} has no padding token; set one and save it."
-            )
+            raise ConfigError(f"The tokenizer {self.settings.tokenizer!r} has no padding token; set one and save it.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # masked, so which one does not matter
         return tokenizer, _digest(tokenizer)
@@ -70,9 +68,7 @@ class TextReader:
         texts = table.column(name).to_pylist()
         for position, text in enumerate(texts):
             if not isinstance(text, str):
-                raise DataError(
-                    f"The column {name!r} holds no text in {place(position)}; fill it in or leave it out."
-                )
+                raise DataError(f"The column {name!r} holds no text in {place(position)}; fill it in or leave it out.")
         return texts
 
     def __getstate__(self) -> dict[str, Any]:

@@ -122,9 +122,7 @@ class Bench:
     def trail(self, place: str) -> Trail:
         """The saves below `place`. The bound object is built first: it may wake the device."""
         _ = self.bound
-        return Trail(
-            self.store, place, self.settings.checkpoint_s, lambda text: self.tell(Kind.NOTE, note=text)
-        )
+        return Trail(self.store, place, self.settings.checkpoint_s, lambda text: self.tell(Kind.NOTE, note=text))
 
     def broadcast(self, place: str) -> State:
         """The state at `place`, in memory; kept until another is asked for."""

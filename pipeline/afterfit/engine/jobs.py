@@ -29,9 +29,7 @@ class RunUnit:
 
     def run(self, bench: Bench) -> None:
         """The task's result."""
-        bench.with_cursor(
-            bench.work.place, self.unit, lambda cursor: bench.bound.run(self.unit, cursor), self.place
-        )
+        bench.with_cursor(bench.work.place, self.unit, lambda cursor: bench.bound.run(self.unit, cursor), self.place)
 
 
 @dataclass(frozen=True, kw_only=True)

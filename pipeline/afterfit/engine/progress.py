@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 
-def appended(
-    table: pa.Table | None, counter: str, rows: Sequence[tuple[int, Mapping[str, float]]]
-) -> pa.Table:
+def appended(table: pa.Table | None, counter: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> pa.Table:
     """The table with rows added; a figure that a row does not have is null.
 
     Args:
@@ -22,8 +20,4 @@ def appended(
     for name in names:
         columns[name] = pa.array([figures.get(name) for _, figures in rows], pa.float64())
     added = pa.table(columns)
-    return (
-        added
-        if table is None
-        else pa.concat_tables([table, added], promote_options="default").combine_chunks()
-    )
+    return added if table is None else pa.concat_tables([table, added], promote_options="default").combine_chunks()

@@ -46,9 +46,7 @@ class StageOnRay:
 
 
 @contextmanager
-def ray_engine(
-    settings: Settings, tell: Tell, *, address: str | None, workers: int | None
-) -> Iterator[StagedEngine]:
+def ray_engine(settings: Settings, tell: Tell, *, address: str | None, workers: int | None) -> Iterator[StagedEngine]:
     """The engine on Ray; what is started here ends with the block."""
     started = not ray.is_initialized()
     if started:
@@ -79,9 +77,7 @@ def _start(address: str | None, settings: Settings, workers: int) -> None:
         ray.init(**options)
     except Exception as error:  # Ray raises bare ones, for instance when a node is too slow to start
         where = "on this machine" if address is None else f"at {address}"
-        raise EngineError(
-            f"Ray cannot be {'started' if address is None else 'reached'} {where}: {error}."
-        ) from error
+        raise EngineError(f"Ray cannot be {'started' if address is None else 'reached'} {where}: {error}.") from error
 
 
 def _capacity(settings: Settings) -> int:

@@ -105,9 +105,7 @@ class StagedEngine:
                     summing.append(jobs.Merge(place=tree.at(node), name=name, needs=needs))
                 else:
                     unit = tree.units[node.number]
-                    summing.append(
-                        jobs.SumUnit(place=tree.at(node), below=place, unit=unit, broadcast=broadcast)
-                    )
+                    summing.append(jobs.SumUnit(place=tree.at(node), below=place, unit=unit, broadcast=broadcast))
         return tuple(roots), summing
 
     def _concluded(self, work: Work) -> StoredArtifact:

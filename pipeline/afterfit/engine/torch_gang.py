@@ -52,9 +52,7 @@ class TorchGang:
     def __init__(self, num_slices: int, accelerator: Accelerator) -> None:
         rank, self._world = accelerator.process_index, accelerator.num_processes
         self.num_slices = num_slices
-        self.mine: Sequence[int] = range(
-            rank * num_slices // self._world, (rank + 1) * num_slices // self._world
-        )
+        self.mine: Sequence[int] = range(rank * num_slices // self._world, (rank + 1) * num_slices // self._world)
         self._rank = rank
         self._device = accelerator.device
 

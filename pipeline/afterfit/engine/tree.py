@@ -99,9 +99,7 @@ class Union(Mapping[str, Tensor]):
         for state in states:
             for name in state:
                 if name in self._owner:
-                    raise ValueError(
-                        f"The tile {name!r} is in the sums of two trees; name tiles by their tree."
-                    )
+                    raise ValueError(f"The tile {name!r} is in the sums of two trees; name tiles by their tree.")
                 self._owner[name] = state
 
     def __getitem__(self, name: str) -> Tensor:

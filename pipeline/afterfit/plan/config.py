@@ -98,9 +98,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ConfigError(
-            f"The configuration {path!r} cannot be read ({error.strerror}); check the path."
-        ) from error
+        raise ConfigError(f"The configuration {path!r} cannot be read ({error.strerror}); check the path.") from error
     return parse_config(text, overrides, path)
 
 
@@ -131,9 +129,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ConfigError(
-                f"`--set {override}`: {parent!r} is not a mapping, so nothing can be set below it."
-            )
+            raise ConfigError(f"`--set {override}`: {parent!r} is not a mapping, so nothing can be set below it.")
     try:
         tree[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -161,9 +157,7 @@ def _sentence(error: ValidationError, tree: dict[str, Any], lines: Mapping[Path_
     # Each member of a union adds its own mistakes below one place: the one that got furthest was meant.
     first = mistakes[0][0]
     same = [(place, mistake) for place, mistake in mistakes if place[: len(first)] == first]
-    place, deepest = max(
-        same, key=lambda found: (len(found[1]["loc"]), found[1]["type"] == "extra_forbidden")
-    )
+    place, deepest = max(same, key=lambda found: (len(found[1]["loc"]), found[1]["type"] == "extra_forbidden"))
     line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
     where = f"{name}:{line}" if line else name
     dotted = ".".join(str(part) for part in place) or "the configuration"

@@ -210,9 +210,7 @@ def _tuning(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noq
 def _outputs_work(count: int, sizes: Sizes, num_draws: int) -> float:
     """From cached features to probabilities: the covariance (C, C) of each example, and draws from it."""
     kept, outputs = sizes.num_features, sizes.num_outputs
-    return float(count) * (
-        2 * outputs * kept**2 + 2 * outputs**2 * kept + num_draws * (2 * outputs**2 + 4 * outputs)
-    )
+    return float(count) * (2 * outputs * kept**2 + 2 * outputs**2 * kept + num_draws * (2 * outputs**2 + 4 * outputs))
 
 
 def _fit_posterior(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
@@ -258,9 +256,7 @@ def _nystrom_basis(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     probes, kept = sizes.num_probes, sizes.num_features
     widest = max(tile.size for tile in sizes.layout)
     stored = float(sizes.num_weights * kept * sizes.state_bytes)
-    return Counted(
-        2.0 * sizes.num_weights * probes * kept, float(widest * (probes + kept) * CORE_BYTES), stored
-    )
+    return Counted(2.0 * sizes.num_weights * probes * kept, float(widest * (probes + kept) * CORE_BYTES), stored)
 
 
 COSTS: Final[Mapping[str, CountedBy]] = {

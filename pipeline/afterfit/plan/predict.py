@@ -85,9 +85,7 @@ def predict(
     made = ran[f"predictions-{ROLE}"]
     content, columns = _parquet(made.artifact)
     files_at(folder).replace(name, content)
-    return Predicted(
-        out=out, num_rows=request.data[ROLE].num_examples, columns=columns, was_done=made.was_done
-    )
+    return Predicted(out=out, num_rows=request.data[ROLE].num_examples, columns=columns, was_done=made.was_done)
 
 
 def predicting(request: FitRequest, link: Link | None) -> list[Stage]:
@@ -113,9 +111,7 @@ def with_new(request: FitRequest, settings: DataSettings, examples: IdentifiedEx
         num_shards=len(shard_ranges(examples.num_examples, seconds)),
         settings=settings,
     )
-    return replace(
-        request, data={**request.data, ROLE: source}, in_distribution=(), out_of_distribution=(ROLE,)
-    )
+    return replace(request, data={**request.data, ROLE: source}, in_distribution=(), out_of_distribution=(ROLE,))
 
 
 def settings_like(record: RunRecord, role: str, data: str) -> DataSettings:

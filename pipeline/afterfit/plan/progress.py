@@ -81,9 +81,7 @@ class Tracker:
         speed = self._speed
         if speed is None:
             return ""
-        what = (
-            "steps" if self._steps[1] else "examples" if max(self._costs.values(), default=1) > 1 else "units"
-        )
+        what = "steps" if self._steps[1] else "examples" if max(self._costs.values(), default=1) > 1 else "units"
         return f"{speed:.3g} {what}/s"
 
     @property

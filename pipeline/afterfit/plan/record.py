@@ -79,9 +79,7 @@ class RunRecord:
                 output=config.network.output,
                 tile_weights=config.tile_weights,
             ),
-            training=LoadedWeights()
-            if config.training is None
-            else PointEstimate(config.training, likelihood),
+            training=LoadedWeights() if config.training is None else PointEstimate(config.training, likelihood),
             layout=Layout.from_record(sizes["layout"]),
             num_outputs=sizes["num_outputs"],
             state_bytes=sizes["state_bytes"],

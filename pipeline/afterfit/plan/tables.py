@@ -121,9 +121,7 @@ def method_cards() -> Iterator[MethodCard]:
         module, _, attribute = place.partition(":")
         method: Any = getattr(import_module(module), attribute)
         lines = [line.strip() for line in (method.__doc__ or "").strip().splitlines()]
-        source = next(
-            (line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), ""
-        )
+        source = next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")
         fields = [
             MethodField(key, _default(field), " ".join((field.description or "").split()))
             for key, field in method.model_fields.items()

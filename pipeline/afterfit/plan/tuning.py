@@ -53,7 +53,11 @@ class Features(NamedTuple):
     def outputs(self, posterior: SubspacePosterior, likelihood: Likelihood) -> GaussianOutputs:
         """The posterior's Gaussian over these outputs."""
         return posterior.outputs(
-            self.mean_NC, self.features_NCK, self.kernel_NCC, likelihood=cast(Meaning, likelihood.name), indexes=self.index_N
+            self.mean_NC,
+            self.features_NCK,
+            self.kernel_NCC,
+            likelihood=cast(Meaning, likelihood.name),
+            indexes=self.index_N,
         )
 
 

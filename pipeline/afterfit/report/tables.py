@@ -42,9 +42,7 @@ def stages_table(stages: pa.Table) -> Table:
     rows = stages.to_pylist()
     for row in rows:
         style = "dim" if row["state"] == "skipped" else None
-        table.add_row(
-            row["stage"], number(row["seconds"], 1), number(row["peak_mb"], 0), row["state"], style=style
-        )
+        table.add_row(row["stage"], number(row["seconds"], 1), number(row["peak_mb"], 0), row["state"], style=style)
     table.add_section()
     table.add_row("total", number(sum(row["seconds"] or 0.0 for row in rows), 1), "", "")
     return table

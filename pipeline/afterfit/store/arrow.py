@@ -73,9 +73,7 @@ class TileWriter:
         self._width = prod(trailing) if trailing else None
         column = self._values if self._width is None else pa.list_(self._values, self._width)
         about = {"dtype": dtype, "trailing": list(trailing)}
-        schema = pa.schema(
-            [pa.field("values", column, nullable=False)], metadata={"afterfit": json.dumps(about)}
-        )
+        schema = pa.schema([pa.field("values", column, nullable=False)], metadata={"afterfit": json.dumps(about)})
         self._schema = schema
         self._file = pa.PythonFile(sink, mode="w")
         self._writer = pa.ipc.new_file(self._file, schema, options=pa.ipc.IpcWriteOptions(allow_64bit=True))
@@ -108,9 +106,7 @@ def dtype_name(tensor: Tensor, name: str) -> str:
         ConfigError: for a dtype that has no place in Arrow.
     """
     if tensor.dtype not in NAMES:
-        raise ConfigError(
-            f"The tensor {name!r} is {tensor.dtype}, which cannot be stored: use {', '.join(DTYPES)}."
-        )
+        raise ConfigError(f"The tensor {name!r} is {tensor.dtype}, which cannot be stored: use {', '.join(DTYPES)}.")
     return NAMES[tensor.dtype]
 
 

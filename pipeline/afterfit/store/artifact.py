@@ -39,9 +39,7 @@ class StoredArtifact:
     def _manifest(self) -> Manifest:
         manifest = self._known or open_artifact(self._files, self.place)._manifest
         if manifest.digest != self.digest:
-            raise ArtifactError(
-                f"{self.place} has changed since it was handed over: run the same command again."
-            )
+            raise ArtifactError(f"{self.place} has changed since it was handed over: run the same command again.")
         return manifest
 
     def __repr__(self) -> str:
@@ -178,9 +176,7 @@ class StoredArtifact:
 
     def _entries(self, family: str) -> dict[str, tuple["StoredArtifact", StoredTile]]:
         if family not in self.families:
-            raise ArtifactError(
-                f"{self.place} has no tensors {family!r}; it has {', '.join(self.families) or 'none'}."
-            )
+            raise ArtifactError(f"{self.place} has no tensors {family!r}; it has {', '.join(self.families) or 'none'}.")
         own = self._manifest.families.get(family, ())
         entries: dict[str, tuple[StoredArtifact, StoredTile]] = {tile.name: (self, tile) for tile in own}
         for part in self.parts:
@@ -275,8 +271,7 @@ def open_artifact(files: Files, place: str) -> StoredArtifact:
     manifest = read_manifest(files, place)
     if manifest is None:
         raise ArtifactError(
-            f"{place} is not finished in the store {files.uri}: "
-            "run the command that makes it, or check the name."
+            f"{place} is not finished in the store {files.uri}: run the command that makes it, or check the name."
         )
     return StoredArtifact(files, place, manifest.digest, manifest)
 

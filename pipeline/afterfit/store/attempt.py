@@ -42,9 +42,7 @@ class Attempt:
         with ExitStack() as streams:
             for name, tensor in tiles:
                 if name in stored:
-                    raise ConfigError(
-                        f"The tile {name!r} of {family!r} comes twice: give every tile its own name."
-                    )
+                    raise ConfigError(f"The tile {name!r} of {family!r} comes twice: give every tile its own name.")
                 values = tensor.detach().cpu().contiguous()
                 dtype = dtype_name(values, f"{family}/{name}")
                 kind = (dtype, tuple(values.shape[1:]))
@@ -55,9 +53,7 @@ class Attempt:
                 number, writer = writers[kind]
                 memory = memory_of(values)
                 offset = writer.write(memory, len(values) if values.dim() else 1, values.numel())
-                stored[name] = StoredTile(
-                    name, tuple(values.shape), dtype, sha256(memory).hexdigest(), number, offset
-                )
+                stored[name] = StoredTile(name, tuple(values.shape), dtype, sha256(memory).hexdigest(), number, offset)
             for number, writer in writers.values():
                 writer.close()
                 self._finish(number, writer.sink)

@@ -150,9 +150,7 @@ class Store:
     def places(self, prefix: str = "") -> list[str]:
         """Places of all finished artifacts below a prefix, itself not counted, sorted. One listing."""
         markers = [path for path in self._files.below(_folder(prefix)) if path.endswith(f"/{NAME}")]
-        return sorted(
-            place for path in markers if (place := path.removesuffix(f"/{NAME}")) != prefix.strip("/")
-        )
+        return sorted(place for path in markers if (place := path.removesuffix(f"/{NAME}")) != prefix.strip("/"))
 
     def verify(self, place: str) -> None:
         """Read every file of an artifact, and of those that it adopted, and compare with what was written.
@@ -192,17 +190,13 @@ class Store:
                 mine = winner.attempt == manifest.attempt
                 return StoredArtifact(self._files, place, winner.digest, winner), mine
             time.sleep(0.05 * 2**attempt)  # the other's marker is on its way, or was just dropped
-        raise StoreError(
-            f"The store {self.uri} would neither take nor show the marker of {place}: try again later."
-        )
+        raise StoreError(f"The store {self.uri} would neither take nor show the marker of {place}: try again later.")
 
 
 def _checked(place: str) -> str:
     parts = place.split("/")
     if not GOOD_PLACE.fullmatch(place) or parts[-1] == NAME:
-        raise ConfigError(
-            f"{place!r} cannot name a place in a store: use names of letters and digits, joined by '/'."
-        )
+        raise ConfigError(f"{place!r} cannot name a place in a store: use names of letters and digits, joined by '/'.")
     return place
 
 
@@ -218,7 +212,5 @@ def _check_disjoint(parts: Sequence[StoredArtifact]) -> None:
         for name in ((family, tile) for family in part.families for tile in part.tiles(family)):
             if name in owners:
                 shown = "/".join(name)
-                raise ConfigError(
-                    f"{owners[name]} and {part.place} both have a tile {shown}: adopt one of them."
-                )
+                raise ConfigError(f"{owners[name]} and {part.place} both have a tile {shown}: adopt one of them.")
             owners[name] = part.place

@@ -40,9 +40,7 @@ def canonical(value: Any, name: str = "value") -> Any:
     if isinstance(value, BaseModel):
         return _record(value, list(type(value).model_fields), name)
     if isinstance(value, Mapping):
-        return {
-            "mapping": {_text(key, name): canonical(item, f"{name}.{key}") for key, item in value.items()}
-        }
+        return {"mapping": {_text(key, name): canonical(item, f"{name}.{key}") for key, item in value.items()}}
     raise TypeError(
         f"{name} is a {type(value).__name__}, which has no canonical form and cannot be part of a key; "
         "use numbers, strings, lists, mappings, enums or records of these."

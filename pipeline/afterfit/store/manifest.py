@@ -116,9 +116,7 @@ class Manifest:
 
 def damaged(file: str, place: str, what: str = "is damaged") -> ArtifactError:
     """The sentence for a file whose bytes are not those that were written."""
-    return ArtifactError(
-        f"{file} {what}: delete the folder {place} of the store, then run the same command again."
-    )
+    return ArtifactError(f"{file} {what}: delete the folder {place} of the store, then run the same command again.")
 
 
 def plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -131,9 +129,7 @@ def plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{what} {name!r} cannot be stored: {error}. Use plain numbers and strings."
-            ) from error
+            raise ConfigError(f"{what} {name!r} cannot be stored: {error}. Use plain numbers and strings.") from error
     return json.loads(json.dumps(dict(values)))
 
 

@@ -190,9 +190,7 @@ class GcsFiles(ObjectFiles):
             return pafs.GcsFileSystem(retry_time_limit=PATIENCE)
         scheme, _, host = self._endpoint.partition("://")
         host = host.rstrip("/")
-        return pafs.GcsFileSystem(
-            anonymous=True, scheme=scheme, endpoint_override=host, retry_time_limit=PATIENCE
-        )
+        return pafs.GcsFileSystem(anonymous=True, scheme=scheme, endpoint_override=host, retry_time_limit=PATIENCE)
 
     def _open_creator(self) -> Any:
         client = _import("gcsfs", "gs", self.uri)

@@ -146,8 +146,6 @@ def test_micro_batches_drop_nothing_and_keep_the_order(start, stop, micro_batch)
 def test_a_state_becomes_a_result_by_family():
     state = {"image/1": torch.ones(1), "image/2": torch.ones(2), "count/all": torch.ones(3)}
     result = Result.of_state(state, {"rank": 3})
-    shape = {
-        family: [(tile, len(tensor)) for tile, tensor in tiles] for family, tiles in result.tensors.items()
-    }
+    shape = {family: [(tile, len(tensor)) for tile, tensor in tiles] for family, tiles in result.tensors.items()}
     assert shape == {"image": [("1", 1), ("2", 2)], "count": [("all", 3)]}
     assert result.facts == {"rank": 3}

@@ -62,9 +62,7 @@ def test_assemble_is_the_inverse_of_cut(layout, trailing):
         assert torch.equal(tensor, tensors[name])
     for name, tensor in layout.assemble(wide).items():
         assert tensor.shape == (*tensors[name].shape, *trailing)
-        assert torch.equal(
-            tensor.reshape(-1, *trailing)[(..., *(0 for _ in trailing))], tensors[name].reshape(-1)
-        )
+        assert torch.equal(tensor.reshape(-1, *trailing)[(..., *(0 for _ in trailing))], tensors[name].reshape(-1))
 
 
 @given(layouts, st.integers(1, 16), st.floats(0, 2000))
@@ -79,10 +77,7 @@ def test_groups_are_aligned_runs_of_a_power_of_two_within_the_budget(layout, byt
 
     def largest(length: int) -> int:
         sizes = [tile.size for tile in layout.tiles]
-        return (
-            max(sum(sizes[start : start + length]) for start in range(0, len(sizes), length))
-            * bytes_per_weight
-        )
+        return max(sum(sizes[start : start + length]) for start in range(0, len(sizes), length)) * bytes_per_weight
 
     if run > 1:
         assert largest(run) <= budget

@@ -22,11 +22,7 @@ def at_offset(vector: torch.Tensor, offset: int) -> torch.Tensor:
 def test_dot_does_not_change_with_memory_alignment(dtype):
     left = normals(Seed(1), NUM, dtype=torch.float64).to(dtype)
     right = normals(Seed(2), NUM, dtype=torch.float64).to(dtype)
-    values = {
-        float(dot(at_offset(left, first), at_offset(right, second)))
-        for first in range(9)
-        for second in range(9)
-    }
+    values = {float(dot(at_offset(left, first), at_offset(right, second))) for first in range(9) for second in range(9)}
     assert len(values) == 1
 
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(
-    os.environ.get("AFTERFIT_DATA") or Path(__file__).parents[3] / ".." / "shared" / "data"
-).resolve()
+SHARED = Path(os.environ.get("AFTERFIT_DATA") or Path(__file__).parents[3] / ".." / "shared" / "data").resolve()
 
 
 @pytest.fixture(autouse=True)

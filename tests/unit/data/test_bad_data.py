@@ -138,9 +138,7 @@ def test_a_picture_that_does_not_decode_names_the_row(saved):
     with pytest.raises(DataError, match=r"does not hold a picture that decodes in row 0 of 'data.parquet'"):
         opened(path, {"inputs": {"x": {"kind": "image", "column": "image"}}}).batch([0])
     raw = {"kind": "image", "column": "image", "decode": "raw", "shape": [1, 3, 3]}
-    with pytest.raises(
-        DataError, match=r"does not hold 1 x 3 x 3 pixels .* row 0 of 'data.parquet', but 10 values"
-    ):
+    with pytest.raises(DataError, match=r"does not hold 1 x 3 x 3 pixels .* row 0 of 'data.parquet', but 10 values"):
         opened(path, {"inputs": {"x": raw}}).batch([0])
 
 

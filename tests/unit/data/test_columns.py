@@ -55,9 +55,7 @@ def test_every_8_bit_value_is_exactly_its_255th_part(tmp_path):
 def test_grey_pictures_and_hugging_face_pictures_are_read(tmp_path):
     grey = np.arange(30, dtype=np.uint8).reshape(5, 6)
     (tmp_path / "picture.png").write_bytes(png(grey))
-    column = pa.array(
-        [{"bytes": png(grey), "path": None}, {"bytes": None, "path": str(tmp_path / "picture.png")}]
-    )
+    column = pa.array([{"bytes": png(grey), "path": None}, {"bytes": None, "path": str(tmp_path / "picture.png")}])
     reader = {"kind": "image", "column": "i", "channels": 1, "scale": 1}
     got = opened(tmp_path, {"i": column}, {"x": reader}).batch([0, 1]).inputs["x"]
     assert torch.equal(got, torch.from_numpy(grey).float().expand(2, 1, 5, 6))
@@ -103,9 +101,7 @@ def test_tensor_columns_of_arrow_pass_through(tmp_path):
     table = pa.table({"x": pa.FixedShapeTensorArray.from_numpy_ndarray(numbers), "label": [0, 1, 2, 0]})
     with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    settings = DataSettings.model_validate(
-        {"path": str(tmp_path / "data.arrow"), "columns": {"label": "label"}}
-    )
+    settings = DataSettings.model_validate({"path": str(tmp_path / "data.arrow"), "columns": {"label": "label"}})
     batch = open_examples(settings).batch([3, 1])
     assert torch.equal(batch.inputs["x"], torch.from_numpy(numbers[[3, 1]]))
     assert set(batch.inputs) == {"x"}  # by default every column but the label

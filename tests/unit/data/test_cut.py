@@ -76,9 +76,7 @@ def test_an_iterable_is_cut_once_and_then_read_in_any_order(store):
     examples = opened("stream", store, max_examples=250)
     assert examples.num_examples == 250
     batch = examples.batch([249, 0, 130])
-    assert torch.equal(
-        batch.inputs["x"], torch.tensor([249.0, 0, 130]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
-    )
+    assert torch.equal(batch.inputs["x"], torch.tensor([249.0, 0, 130]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2))
     assert batch.inputs["ids"].tolist() == [[249, 250], [0, 1], [130, 131]]
     assert examples.targets().tolist() == [number % 3 for number in range(250)]
     again = opened("stream", store, max_examples=250)

@@ -11,9 +11,7 @@ def test_the_three_parts_of_the_digits_are_all_digits_once():
     parts = [digits.train(), digits.validation(), digits.test()]
     assert [len(part) for part in parts] == [1000, 297, 500]
     seen = sorted(tuple(item["pixel_values"].flatten().tolist()) for part in parts for item in part)
-    assert seen == sorted(
-        tuple(row) for row in (load_digits(return_X_y=True)[0] / 16).astype("float32").tolist()
-    )
+    assert seen == sorted(tuple(row) for row in (load_digits(return_X_y=True)[0] / 16).astype("float32").tolist())
 
 
 def test_digits_are_pictures_in_the_unit_interval_with_all_ten_labels():

@@ -43,9 +43,7 @@ def test_lists_torch_and_hugging_face_data_sets_are_the_same(name):
 
 def test_numbers_keep_their_type_and_pictures_become_unit_floats():
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    items = [
-        {"a": np.float32(1), "b": 1.0, "c": torch.ones(2, dtype=torch.bfloat16), "d": Image.fromarray(pixels)}
-    ]
+    items = [{"a": np.float32(1), "b": 1.0, "c": torch.ones(2, dtype=torch.bfloat16), "d": Image.fromarray(pixels)}]
     inputs = IndexedExamples(items).batch([0]).inputs
     kinds = {name: values.dtype for name, values in inputs.items()}
     assert kinds == {"a": torch.float32, "b": torch.float64, "c": torch.bfloat16, "d": torch.float32}

@@ -22,9 +22,7 @@ def state(value: float) -> dict[str, torch.Tensor]:
 
 def cursor_on(store, notes=None, checkpoint_s=0.0, told=None) -> StoredCursor:
     trail = Trail(store, PLACE, checkpoint_s, (notes if notes is not None else []).append)
-    return StoredCursor(
-        trail, lambda position, total: (told if told is not None else []).append((position, total))
-    )
+    return StoredCursor(trail, lambda position, total: (told if told is not None else []).append((position, total)))
 
 
 def test_a_new_unit_begins_at_the_beginning(store):

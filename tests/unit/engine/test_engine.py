@@ -67,9 +67,7 @@ def test_threads_are_those_of_the_engine_inside_and_the_callers_outside(store):
 def test_facts_are_content_and_what_is_about_it_is_not(store):
     with open_engine("inprocess", store) as engine:
         one, two = (
-            engine.map(
-                Work(make=Threads, place=place, units=[Unit("a")], facts={"k": 1}, about={"by": place})
-            )
+            engine.map(Work(make=Threads, place=place, units=[Unit("a")], facts={"k": 1}, about={"by": place}))
             for place in ("one", "two")
         )
     assert one.facts["k"] == 1
@@ -106,9 +104,7 @@ def test_a_copy_that_finishes_first_makes_no_trouble(store):
 
 
 def test_trouble_that_nobody_else_has_solved_surfaces(store):
-    job = Merge(
-        place="stage/node/all/1-00000", name="merge", needs=("stage/node/all/0-0", "stage/node/all/0-1")
-    )
+    job = Merge(place="stage/node/all/1-00000", name="merge", needs=("stage/node/all/0-0", "stage/node/all/0-1"))
     with pytest.raises(ArtifactError):
         Bench(Settings(store=store), Work(make=object, place="stage"), ignore).do(job)
 

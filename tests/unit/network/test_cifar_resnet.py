@@ -22,9 +22,7 @@ def shared(variable: str, folder: str, name: str) -> Path:
     pytest.skip(f"{name} is not below ${variable} or ../shared/{folder}")
 
 
-@pytest.mark.parametrize(
-    ("depth", "num_weights"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)]
-)
+@pytest.mark.parametrize(("depth", "num_weights"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)])
 def test_the_networks_have_the_depth_and_the_weights_of_the_paper(depth, num_weights):
     module = load_module(NetworkSettings(factory=f"afterfit.network.cifar_resnet:resnet{depth}"))
     named = dict(module.named_parameters())
@@ -40,15 +38,11 @@ def test_pretrained_weights_classify_real_images_as_well_as_published():
 
     table = pq.read_table(shared("AFTERFIT_DATA", "data", "cifar10/test.parquet")).slice(0, NUM_IMAGES)
     weights = shared("AFTERFIT_MODELS", "models", "cifar10-resnet/resnet20.safetensors")
-    pictures = [
-        np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in table["image"].to_pylist()
-    ]
+    pictures = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in table["image"].to_pylist()]
     images_BCHW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     images_BCHW = (images_BCHW - mean[:, None, None]) / std[:, None, None]
-    network = load_network(
-        NetworkSettings(factory="afterfit.network.cifar_resnet:resnet20", weights=str(weights))
-    )
+    network = load_network(NetworkSettings(factory="afterfit.network.cifar_resnet:resnet20", weights=str(weights)))
     with torch.no_grad():
         logits = torch.cat([network({"pixel_values": part}) for part in images_BCHW.split(250)])
     assert int((logits.argmax(dim=1) == torch.tensor(table["label"].to_pylist())).sum()) == NUM_CORRECT

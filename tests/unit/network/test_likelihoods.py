@@ -71,9 +71,7 @@ def test_softmax_root_and_hessian_keep_their_relative_accuracy_at_saturated_logi
     odds = [Fraction(torch.tensor(z, dtype=torch.float64).exp().item()) for z in logits]
     p = [odd / sum(odds) for odd in odds]
     exact_CC = [[(p[i] if i == j else 0) - p[i] * p[j] for j in range(len(p))] for i in range(len(p))]
-    expected_BCC = torch.tensor([[float(entry) for entry in row] for row in exact_CC], dtype=torch.float64)[
-        None
-    ]
+    expected_BCC = torch.tensor([[float(entry) for entry in row] for row in exact_CC], dtype=torch.float64)[None]
     outputs_BC = torch.tensor([logits], dtype=dtype)
     # Log probabilities up to 60 in size are rounded to 60 eps and exponentiated: 60 eps relative, twice in a
     # product. Products below the smallest normal number are lost.
@@ -118,10 +116,7 @@ def test_sampled_cotangents_are_named_by_the_example_and_not_by_the_batch(likeli
     outputs_BC = normals(Seed(3), 6, 3, dtype=torch.float64)
     indexes_B = torch.tensor([5, 0, 9, 1000, 2, 3])
     whole_BSC = likelihood.sample_cotangents(outputs_BC, Seed(1), indexes_B, 5)
-    parts = [
-        likelihood.sample_cotangents(outputs_BC[i : i + 2], Seed(1), indexes_B[i : i + 2], 5)
-        for i in (0, 2, 4)
-    ]
+    parts = [likelihood.sample_cotangents(outputs_BC[i : i + 2], Seed(1), indexes_B[i : i + 2], 5) for i in (0, 2, 4)]
     # The noise is the same; the last bit of a sigmoid changes with its place in a vector register.
     assert_close(whole_BSC, torch.cat(parts), rtol=1e-14, atol=0)
     assert not torch.equal(whole_BSC, likelihood.sample_cotangents(outputs_BC, Seed(2), indexes_B, 5))

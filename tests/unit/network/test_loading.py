@@ -201,7 +201,5 @@ def test_every_task_has_its_class():
 
 
 def test_settings_of_networks_and_training_import_no_torch():
-    code = (
-        "import sys, afterfit.network.settings, afterfit.training.settings; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, afterfit.network.settings, afterfit.training.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

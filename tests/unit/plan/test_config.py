@@ -129,9 +129,7 @@ def test_what_is_not_a_mapping_is_refused(text):
 
 
 def test_set_reaches_into_records_and_mappings_and_makes_those_that_are_not_there():
-    config = parse_config(
-        GOOD, ["method.num_features=20", "prediction.link=probit", "data.evaluation.test.take=7"]
-    )
+    config = parse_config(GOOD, ["method.num_features=20", "prediction.link=probit", "data.evaluation.test.take=7"])
     assert config.method["num_features"] == 20
     assert config.prediction.link == "probit"
     assert config.data.evaluation["test"].take == 7

@@ -99,15 +99,9 @@ def test_units_bytes_and_work_are_those_of_a_run(ran):
     # Files have headers and padding: at most 4 kB for each unit's files here.
     for stage in ("basis", "curvature", "features-test", "predictions-test"):
         cost = counted[stage]
-        assert (
-            cost.stored_bytes <= seen.stored[stage] <= 1.1 * cost.stored_bytes + 4096 * seen.units[stage]
-        ), stage
+        assert cost.stored_bytes <= seen.stored[stage] <= 1.1 * cost.stored_bytes + 4096 * seen.units[stage], stage
     # Counted by rule, two backward-equivalents a cotangent; the first layer needs no gradient of its input.
-    heavy = (
-        ("gram", "basis", "curvature", "features-test")
-        if name != "ggn_nystrom"
-        else ("sketch", "features-test")
-    )
+    heavy = ("gram", "basis", "curvature", "features-test") if name != "ggn_nystrom" else ("sketch", "features-test")
     for stage in heavy:
         assert 0.4 < counted[stage].flops / seen.flops[stage] < 2.5, stage
 
@@ -143,15 +137,11 @@ def test_a_recipe_that_is_not_in_the_table_has_no_cost_and_stops_nothing():
 
 
 def cost(memory_gb: float = 0.0, stored_gb: float = 0.0, is_budgeted: bool = True) -> Cost:
-    return Cost(
-        flops=1.0, memory_gb=memory_gb, stored_bytes=stored_gb * GB, num_units=1, is_budgeted=is_budgeted
-    )
+    return Cost(flops=1.0, memory_gb=memory_gb, stored_bytes=stored_gb * GB, num_units=1, is_budgeted=is_budgeted)
 
 
 def test_a_stage_above_the_budget_is_refused_with_the_value_that_would_fit():
-    with pytest.raises(
-        ResourceError, match=r"gram holds 3.13 GB at once.*`memory_gb: 2`; set `memory_gb` to 3.2"
-    ):
+    with pytest.raises(ResourceError, match=r"gram holds 3.13 GB at once.*`memory_gb: 2`; set `memory_gb` to 3.2"):
         check_fits({"gram": cost(memory_gb=3.13)}, 2.0, 64.0, None)
     check_fits({"gram": cost(memory_gb=3.13)}, 3.2, 64.0, None)
 

@@ -54,9 +54,7 @@ def test_draws_have_the_mean_and_the_covariance(rank: int, dense: bool):
     scale = float(case.variance.amax()) + 1e-12
     empirical = torch.einsum("sbc,sbd->bcd", moved, moved) / num
     torch.testing.assert_close(empirical, case.covariance, rtol=0, atol=5 * scale * (2 / num) ** 0.5)
-    torch.testing.assert_close(
-        moved.mean(dim=0), torch.zeros_like(case.mean), rtol=0, atol=5 * (scale / num) ** 0.5
-    )
+    torch.testing.assert_close(moved.mean(dim=0), torch.zeros_like(case.mean), rtol=0, atol=5 * (scale / num) ** 0.5)
 
 
 def test_a_draw_is_the_same_function_for_every_example():
@@ -109,10 +107,7 @@ def test_covariances_are_positive_semi_definite(outputs: int, rank: int, number:
     root = normals(Seed(number), 2, outputs, rank)
     covariance = Gaussian(torch.zeros(2, outputs, dtype=torch.float64), root).covariance
     # Rounding moves an eigenvalue by at most about C eps of the largest.
-    assert (
-        float(torch.linalg.eigvalsh(covariance).amin())
-        >= -1e-14 * float(covariance.abs().amax() + 1) * outputs
-    )
+    assert float(torch.linalg.eigvalsh(covariance).amin()) >= -1e-14 * float(covariance.abs().amax() + 1) * outputs
 
 
 def test_the_root_of_a_matrix_negative_by_rounding_is_that_of_the_nearest_one():

@@ -109,9 +109,7 @@ def dirichlet_gaussian(alpha: Tensor) -> Gaussian:
 
 @pytest.mark.parametrize("num", [2, 3, 10])
 def test_the_laplace_bridge_inverts_the_laplace_approximation_of_a_dirichlet(num: int):
-    alpha = torch.linspace(
-        2, 30, num, dtype=torch.float64
-    )  # variances small enough that nothing is corrected
+    alpha = torch.linspace(2, 30, num, dtype=torch.float64)  # variances small enough that nothing is corrected
     bridged = dirichlet_gaussian(alpha).probabilities("laplace_bridge")
     torch.testing.assert_close(bridged[0], alpha / alpha.sum(), rtol=1e-10, atol=0)
 
@@ -167,9 +165,7 @@ def test_without_covariance_the_probabilities_are_those_of_the_mean(link, dtype,
 )
 def test_class_probabilities_are_finite_and_sum_to_one(link, outputs, rank, power, dtype, number):
     root = (10**power * normals(Seed(number, ("root",)), 3, outputs, rank)).to(dtype)
-    found = Gaussian((30 * normals(Seed(number), 3, outputs)).to(dtype), root).probabilities(
-        link, num_draws=8
-    )
+    found = Gaussian((30 * normals(Seed(number), 3, outputs)).to(dtype), root).probabilities(link, num_draws=8)
     assert bool((found >= 0).all())
     torch.testing.assert_close(found.sum(dim=1), torch.ones(3, dtype=dtype))
 
@@ -208,9 +204,7 @@ def test_outputs_that_are_not_finite_are_refused(link):
 
 
 def test_noise_is_told_apart_from_what_data_would_take_away():
-    case = Gaussian(
-        torch.zeros(2, 2), torch.tensor([[[1.0], [2.0]]]).expand(2, -1, -1), likelihood="gaussian"
-    )
+    case = Gaussian(torch.zeros(2, 2), torch.tensor([[[1.0], [2.0]]]).expand(2, -1, -1), likelihood="gaussian")
     observed = case.observe(torch.tensor([0.5, 0.25]))
     assert observed.epistemic[0].tolist() == [1.0, 4.0]
     assert observed.noise[1].tolist() == [0.5, 0.25]

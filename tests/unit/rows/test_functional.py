@@ -93,9 +93,7 @@ def test_eager_attention_is_served_as_the_fused_one(case, num_columns):
 def test_some_tiles_are_the_slices_of_all(case):
     network, batch = case.network(), case.batches[0]
     backend = FunctionalBackend(network)
-    rows, alone = (
-        backend.rows(batch, some_cotangents(2)) for _ in range(2)
-    )  # the second never has all tiles
+    rows, alone = (backend.rows(batch, some_cotangents(2)) for _ in range(2))  # the second never has all tiles
     weights_BSk = numbers("weights", len(batch), 2, 3)
     whole = {
         "transpose_times": dict(rows.transpose_times(weights_BSk)),
@@ -138,18 +136,14 @@ def test_the_budget_changes_the_groups_but_not_a_bit(case, num_columns):
 def test_a_micro_batch_of_one_is_the_same_example_alone(case):
     network, batch = case.network(), case.examples.batch([3])
     rows = FunctionalBackend(network).rows(batch, some_cotangents(2))
-    assert_near(
-        rows.gram(), dense_rows(network, batch, rows) @ dense_rows(network, batch, rows).mT, case.rtol
-    )
+    assert_near(rows.gram(), dense_rows(network, batch, rows) @ dense_rows(network, batch, rows).mT, case.rtol)
     assert rows.outputs_BC.shape == (1, case.num_outputs)
 
 
 @on_every_network
 def test_zero_cotangents_give_exact_zeros(case):
     network, batch = case.network(), case.batches[0]
-    rows = FunctionalBackend(network).rows(
-        batch, lambda outputs_BC: torch.zeros(len(outputs_BC), 2, case.num_outputs)
-    )
+    rows = FunctionalBackend(network).rows(batch, lambda outputs_BC: torch.zeros(len(outputs_BC), 2, case.num_outputs))
     columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 3))
     assert torch.count_nonzero(rows.times(columns)) == 0
     assert torch.count_nonzero(rows.gram()) == 0

@@ -65,14 +65,10 @@ def test_a_flipped_bit_of_a_number_is_an_error_that_names_the_file_and_the_remed
     start = artifact._manifest.families["image"][1].offset if pattern.endswith("arrow") else len(broken) // 2
     broken[start] ^= 1
     path.write_bytes(broken)
-    with pytest.raises(
-        ArtifactError, match=rf"a/{path.name} is damaged: delete the folder a .* same command again"
-    ):
+    with pytest.raises(ArtifactError, match=rf"a/{path.name} is damaged: delete the folder a .* same command again"):
         read_all(store, "a")
     if pattern.endswith("arrow"):
-        assert torch.equal(
-            artifact.tiles("image")["00000"], result.tensors["image"][0][1]
-        )  # its neighbour is well
+        assert torch.equal(artifact.tiles("image")["00000"], result.tensors["image"][0][1])  # its neighbour is well
 
 
 @pytest.mark.parametrize("pattern", ["*.image.arrow", "*.parquet", "manifest.json"])

@@ -14,9 +14,7 @@ from afterfit.store.directory import open_store
 
 def part(number: int) -> Result:
     return Result(
-        tensors={
-            "v": [(f"{number}-{index}", torch.full((2, 3), 10.0 * number + index)) for index in range(2)]
-        },
+        tensors={"v": [(f"{number}-{index}", torch.full((2, 3), 10.0 * number + index)) for index in range(2)]},
         tables={"t": pa.table({"n": [number]})},
         facts={"number": number, "only_of_part": number},
     )
@@ -25,9 +23,7 @@ def part(number: int) -> Result:
 def adopted(store):
     for number in (2, 0, 1):
         store.write(f"s/k/unit/{number}", part(number))
-    return store.adopt(
-        "s/k", [f"s/k/unit/{number}" for number in range(3)], facts={"whole": True, "number": 7}
-    )
+    return store.adopt("s/k", [f"s/k/unit/{number}" for number in range(3)], facts={"whole": True, "number": 7})
 
 
 def test_an_adopted_artifact_is_the_union_of_its_parts_in_order(store):

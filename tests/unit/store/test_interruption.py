@@ -21,9 +21,7 @@ from afterfit.store.local_files import LocalFiles
 
 
 def data_files(store: Store) -> list[Path]:
-    return sorted(
-        path for path in Path(store.uri).rglob("*") if path.is_file() and path.name != "manifest.json"
-    )
+    return sorted(path for path in Path(store.uri).rglob("*") if path.is_file() and path.name != "manifest.json")
 
 
 def test_of_two_writers_one_wins_and_the_other_clears_up(store, result):

@@ -118,8 +118,6 @@ def test_a_bucket_that_is_not_there_is_named(s3_uri):
 
 def test_a_service_that_does_not_answer_is_one_sentence(s3_uri, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(
-        StoreError, match=r"cannot be opened: .*credentials, then run the same command"
-    ) as caught:
+    with pytest.raises(StoreError, match=r"cannot be opened: .*credentials, then run the same command") as caught:
         open_store("s3://fits/runs")
     assert "\n" not in str(caught.value)

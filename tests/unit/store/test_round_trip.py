@@ -40,10 +40,7 @@ def assert_same_bits(left: torch.Tensor, right: torch.Tensor) -> None:
 @settings(max_examples=60, deadline=None)
 @given(TENSORS)
 def test_every_dtype_and_shape_comes_back_bit_for_bit_even_mixed_in_one_family(kinds):
-    tiles = [
-        (f"t{index}", random_bits(DTYPES[dtype][0], shape, index))
-        for index, (dtype, shape) in enumerate(kinds)
-    ]
+    tiles = [(f"t{index}", random_bits(DTYPES[dtype][0], shape, index)) for index, (dtype, shape) in enumerate(kinds)]
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         store.write("a", Result(tensors={"x": tiles}))
@@ -232,9 +229,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(store, bad):
     assert [path for path in Path(store.uri).rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize(
-    "place", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", ".a", "a/manifest.json", "a\\b"]
-)
+@pytest.mark.parametrize("place", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", ".a", "a/manifest.json", "a\\b"])
 def test_a_place_that_is_no_path_below_the_store_is_refused(store, place):
     with pytest.raises(ConfigError, match="cannot name a place"):
         store.find(place)

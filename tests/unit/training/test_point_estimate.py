@@ -72,9 +72,7 @@ def digits(num: int) -> Pixels:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    return Pixels(
-        torch.from_numpy(pixels[:num] / 16).float().reshape(-1, 1, 8, 8), torch.from_numpy(labels[:num])
-    )
+    return Pixels(torch.from_numpy(pixels[:num] / 16).float().reshape(-1, 1, 8, 8), torch.from_numpy(labels[:num]))
 
 
 def fresh_network(num_outputs: int = 10) -> Network:
@@ -82,9 +80,7 @@ def fresh_network(num_outputs: int = 10) -> Network:
         return Network(Net(num_outputs).eval().requires_grad_(False))
 
 
-def bind(
-    num: int = 50, likelihood: Likelihood | None = None, targets: Tensor | None = None, **fields
-) -> Training:
+def bind(num: int = 50, likelihood: Likelihood | None = None, targets: Tensor | None = None, **fields) -> Training:
     settings = TrainingSettings(**{"epochs": 2, "batch_size": 16, "num_slices": 4, "seed": 3, **fields})
     examples = digits(num) if targets is None else Pixels(digits(num).pixels, targets)
     num_outputs = 10 if targets is None else (1 if targets.dim() == 1 else targets.shape[1])
@@ -262,9 +258,7 @@ def test_dropout_depends_on_step_and_slice_and_the_clip_bounds_the_step():
     assert length == pytest.approx(1e-3, rel=1e-5)  # float32 moments
 
 
-@pytest.mark.parametrize(
-    ("num_examples", "batch_size", "epochs"), [(50, 16, 2), (7, 3, 1), (5, 8, 3), (33, 32, 1)]
-)
+@pytest.mark.parametrize(("num_examples", "batch_size", "epochs"), [(50, 16, 2), (7, 3, 1), (5, 8, 3), (33, 32, 1)])
 def test_every_epoch_takes_every_example_once_in_another_order(num_examples, batch_size, epochs):
     schedule = Schedule(TrainingSettings(epochs=epochs, batch_size=batch_size, num_slices=2), num_examples)
     orders = []
