@@ -25,6 +25,8 @@ import sklearn.datasets  # noqa: F401
 import torch
 import torch._dynamo
 
+import afterfit.methods.ella
+import afterfit.methods.ggn_nystrom  # noqa: F401
 from afterfit.engine.cursor import Trail
 from afterfit.engine.jobs import Finalise, Merge, RunUnit, SumUnit
 from afterfit.engine.protocol import Engine, Work
@@ -127,7 +129,7 @@ def install(doom: Doom) -> None:
     changed: Any = LocalFiles
     changed.create, changed.open_output, changed.finish = noted_create, noted_output, noted_finish
     os.link = noted_link  # type: ignore[assignment]
-    os.fsync = lambda handle: None  # what is killed leaves its pages to the kernel; only power cuts need it
+    os.fsync = lambda _: None  # what is killed leaves its pages to the kernel; only power cuts need it
     patched: Any = Trail
     patched.last = lambda trail: None if _installed[0].forgets else last(trail)
 
@@ -160,6 +162,7 @@ class Planted:
     doom: Doom
 
     def __call__(self) -> Any:
+        """Builds it."""
         return self.make()
 
     def __reduce__(self) -> tuple[Any, ...]:

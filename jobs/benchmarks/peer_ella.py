@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-NUM_TRAIN, NUM_TEST, NUM_LANDMARKS, NUM_FEATURES, PRIOR_PRECISION = 256, 128, 64, 20, 1000.0
+NUM_TRAIN, NUM_TEST, NUM_LANDMARKS, NUM_FEATURES, PRIOR_PRECISION = 128, 64, 64, 20, 1000.0
 BATCH = 8
 ROUNDS = 2
 

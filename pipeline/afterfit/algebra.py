@@ -62,8 +62,9 @@ class Result:
 
     @classmethod
     def of_state(cls, state: State, facts: Mapping[str, Any] | None = None) -> "Result":
-        """A state as a result: one family of tensors for each prefix of its names. A lazy state is read as it is
-        written, one tile at a time.
+        """A state as a result: one family of tensors for each prefix of its names.
+
+        A lazy state is read as it is written, one tile at a time.
         """
         families: dict[str, list[str]] = {}
         for name in state:

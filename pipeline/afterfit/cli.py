@@ -62,6 +62,7 @@ Address = Annotated[
     typer.Option("--address", metavar="A", help="Ray cluster, e.g. auto or ray://host:10001; none starts Ray here."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Ray workers; as many as fit by default.")]
+Gpus = Annotated[float, typer.Option("--gpus", min=0, help="GPUs of each Ray worker; parts of one are shared.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch in each worker.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Data = Annotated[
@@ -82,6 +83,7 @@ def run(
     engine: Engine = EngineOption.inprocess,
     address: Address = None,
     workers: Workers = None,
+    gpus: Gpus = 0,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -104,7 +106,7 @@ def run(
             prepared = prepare(settings, store)
             console.print(plan_table(prepared))
             with _display(console) as display:
-                outcome = run_plan(prepared, where=_where(engine, address, workers, threads), display=display)
+                outcome = run_plan(prepared, where=_where(engine, address, workers, gpus, threads), display=display)
             _show(console, prepared, outcome)
 
 
@@ -165,6 +167,7 @@ def predict(
     engine: Engine = EngineOption.inprocess,
     address: Address = None,
     workers: Workers = None,
+    gpus: Gpus = 0,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -183,7 +186,7 @@ def predict(
                 data,
                 out,
                 link=None if link is None else link.value,
-                where=_where(engine, address, workers, threads),
+                where=_where(engine, address, workers, gpus, threads),
                 display=display,
             )
         before = " that were in the store already" if made.was_done else ""
@@ -200,6 +203,7 @@ def extend(
     engine: Engine = EngineOption.inprocess,
     address: Address = None,
     workers: Workers = None,
+    gpus: Gpus = 0,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -213,7 +217,7 @@ def extend(
 
         console = _console()
         with _display(console) as display:
-            where = _where(engine, address, workers, threads)
+            where = _where(engine, address, workers, gpus, threads)
             prepared, outcome = extend_run(existing_store(store), data, where=where, display=display)
         _show(console, prepared, outcome)
 
@@ -236,10 +240,12 @@ def _display(console: Console) -> Bars | Lines:
     return Bars(console) if console.is_terminal else Lines(console)
 
 
-def _where(engine: EngineOption, address: str | None, workers: int | None, threads: int | None) -> Where:
+def _where(
+    engine: EngineOption, address: str | None, workers: int | None, gpus: float, threads: int | None
+) -> Where:
     from afterfit.plan.run import Where
 
-    return Where(engine=engine.value, address=address, workers=workers, threads=threads)
+    return Where(engine=engine.value, address=address, workers=workers, gpus=gpus, threads=threads)
 
 
 def _show(console: Console, prepared: Prepared, outcome: Outcome) -> None:

@@ -18,7 +18,7 @@ import pytest
 from end_to_end.wide_fit import NUM_COLUMNS, NUM_WEIGHTS
 
 MEMORY_GB = 0.5
-SAMPLE_S = 0.02
+SAMPLE_S = 0.05
 
 
 def run(method: str, folder: Path, memory_gb: float) -> tuple[dict[str, str], float, float]:

@@ -1,7 +1,7 @@
-"""A fit with a basis of one gigabyte, in a process of its own: `python -m end_to_end.wide_fit METHOD STORE MEMORY_GB`.
+"""A fit with a basis of one gigabyte, for a process of its own: python -m end_to_end.wide_fit METHOD STORE MEMORY_GB
 
-Writes "ready" once everything is imported and has been used, and the network is there; begins at a line of input; writes
-the digest of each stage.
+Writes "ready" once everything is imported and has been used, and the network is there; begins at a line of input;
+writes the digest of each stage.
 """
 
 import json

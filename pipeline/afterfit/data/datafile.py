@@ -93,8 +93,10 @@ def _recorded_digest(address: str, stat: os.stat_result, scratch: Path) -> str:
     """Cost: one read of the file the first time, nothing while its path, size and time stay."""
     known = hashlib.sha256(f"{address}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
     record = scratch / "digests" / f"{known[:32]}.json"
-    if record.exists():
+    try:
         return str(json.loads(record.read_text())["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, damaged, or another user's: it is only a short cut
     digest = _sha256(address)
     write_once(record, lambda stream: stream.write(json.dumps({"digest": digest}).encode()))
     return digest

@@ -8,6 +8,9 @@ from afterfit.seeds import Seed
 
 Integers = NDArray[np.int64]
 
+PERMUTED_NUMBERS = 1 << 21
+"""Outputs that are permuted at once: N x C does not fit where C is a vocabulary."""
+
 
 def balanced_landmarks(
     labels_N: Integers, num_outputs: int, num_landmarks: int, seed: Seed
@@ -29,7 +32,7 @@ def balanced_landmarks(
     Raises:
         ConfigError: if M exceeds N C.
 
-    Cost: O(N log N).
+    Cost: O(N (C + log N)); holds N numbers, not N C.
     Source: Deng, Zhou, Zhu (2022), arXiv:2210.12642, which draws landmarks uniformly.
     """
     num_examples = len(labels_N)
@@ -39,14 +42,17 @@ def balanced_landmarks(
             f"{num_examples * num_outputs} rows; lower it."
         )
     order_N = _in_turn(labels_N, seed.child("examples").numpy())
-    outputs_NC = (
-        seed.child("outputs")
-        .numpy()
-        .permuted(np.tile(np.arange(num_outputs, dtype=np.int64), (num_examples, 1)), axis=1)
-    )
-    passes = np.arange(num_landmarks) // num_examples
-    examples_M = order_N[np.arange(num_landmarks) % num_examples]
-    return examples_M, outputs_NC[examples_M, passes]
+    passes_M, places_M = np.divmod(np.arange(num_landmarks), num_examples)
+    examples_M = order_N[places_M]
+    outputs_M = np.empty(num_landmarks, dtype=np.int64)
+    random = seed.child("outputs").numpy()
+    step = max(1, PERMUTED_NUMBERS // num_outputs)
+    for start in range(0, num_examples, step):  # row after row from one stream: the bits do not depend on the step
+        held = min(step, num_examples - start)
+        permuted_BC = random.permuted(np.tile(np.arange(num_outputs, dtype=np.int64), (held, 1)), axis=1)
+        here = np.flatnonzero((examples_M >= start) & (examples_M < start + held))
+        outputs_M[here] = permuted_BC[examples_M[here] - start, passes_M[here]]
+    return examples_M, outputs_M
 
 
 def _in_turn(labels_N: Integers, random: np.random.Generator) -> Integers:

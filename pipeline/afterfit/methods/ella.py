@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, State, Unit, add, merge_in_order
-from afterfit.frozen import Frozen
+from afterfit.frozen import Fraction, Frozen, Positive
 from afterfit.layout import Tile
 from afterfit.linalg.eigen import eigenpairs, numerical_rank
 from afterfit.linalg.landmarks import balanced_landmarks
@@ -40,11 +40,11 @@ class Ella(Frozen):
     """M: rows of the training Jacobian that span the kernel; at most examples x outputs."""
     num_features: int = Field(20, gt=0)
     """K: leading eigenpairs kept; at most M, lowered to the numerical rank."""
-    prior_precision: float | Literal["auto"] = "auto"
+    prior_precision: Positive | Literal["auto"] = "auto"
     """1 / s0^2 of the weights; `auto` chooses it as `tuning` says."""
-    temperature: float | Literal["auto"] = "auto"
+    temperature: Positive | Literal["auto"] = "auto"
     """T divides the data's curvature; `auto` chooses it by validation (1 with marginal likelihood)."""
-    data_fraction: float | Literal["auto"] = 1.0
+    data_fraction: Fraction | Literal["auto"] = 1.0
     """Part of the training data, from its beginning, whose curvature is summed; `auto` chooses by validation,
     which is the paper's early stop."""
     complement: Literal["none", "prior"] = "none"
@@ -231,6 +231,7 @@ def _assemble(state: State) -> Tensor:
 class NtkBasis:
     """V = J~^T q_k / sqrt(p_k) by tiles, (P_tile, K): orthonormal columns that span the leading eigenspace.
 
+    Where one tile of all landmark rows exceeds the memory, they are added chunk by chunk, as in the Gram.
     Cost: one more forward and backward pass over the landmarks for each group of tiles.
     """
 
@@ -244,8 +245,10 @@ class NtkBasis:
         num_rows = outline.input("landmarks").table("landmarks").num_rows
         budget = EXPLICIT_SHARE * outline.memory_gb * GB
         per_weight = (num_rows + self.num_features) * outline.state_bytes
+        widest = max(tile.size for tile in outline.layout) * outline.state_bytes
+        chunk = min(num_rows, max(1, int(budget // widest) - 2 * self.num_features))
         return [
-            Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]})
+            Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group], "chunk": chunk})
             for group in outline.layout.groups(per_weight, budget)
         ]
 
@@ -264,16 +267,29 @@ class _NtkBasisTask:
         kept = min(self.recipe.num_features, int(gram.facts["rank"]))
         values_K = gram.tensor("eigenvalues")[:kept]
         scaled_MK = gram.tensor("eigenvectors")[:, :kept] / values_K.sqrt()
-        rows = self.rows.explicit(_tiles(self.rows.bench, unit), range(len(scaled_MK)))
+        tiles, chunk = _tiles(self.rows.bench, unit), int(unit.details["chunk"])
 
         def columns() -> Iterator[tuple[str, Tensor]]:
-            for name, rows_MP in rows.items():
-                yield name, rows_MP.T @ scaled_MK.to(rows_MP)
+            if chunk >= len(scaled_MK):
+                for name, rows_MP in self.rows.explicit(tiles, range(len(scaled_MK))).items():
+                    yield name, rows_MP.T @ scaled_MK.to(rows_MP)
+                return
+            for tile in tiles:
+                yield tile.name, self._by_chunks(tile, scaled_MK, chunk)
 
         facts: dict[str, Any] = {"num_features": kept}
         if kept < self.recipe.num_features:
             facts["notes"] = [
-                f"`num_features` is lowered from {self.recipe.num_features} to {kept}, the numerical rank of the Gram of "
-                f"{len(scaled_MK)} landmark rows."
+                f"`num_features` is lowered from {self.recipe.num_features} to {kept}, the numerical rank of the Gram "
+                f"of {len(scaled_MK)} landmark rows."
             ]
         return Result(tensors={"basis": columns()}, facts=facts)
+
+    def _by_chunks(self, tile: Tile, scaled_MK: Tensor, chunk: int) -> Tensor:
+        """The columns of one tile, of which not all landmark rows fit."""
+        total_PK = torch.zeros(tile.size, scaled_MK.shape[1], dtype=state_dtype(self.rows.bench.network.dtype))
+        for start in range(0, len(scaled_MK), chunk):
+            chosen = range(start, min(start + chunk, len(scaled_MK)))
+            rows_MP = self.rows.explicit([tile], chosen)[tile.name]
+            total_PK.addmm_(rows_MP.T, scaled_MK[chosen.start : chosen.stop].to(rows_MP))
+        return total_PK

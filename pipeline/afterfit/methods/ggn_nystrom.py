@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, merge_in_order
 from afterfit.errors import RankError
-from afterfit.frozen import Frozen
+from afterfit.frozen import Frozen, Positive
 from afterfit.layout import Tile
 from afterfit.linalg.nystrom import nystrom_factor
 from afterfit.methods.extending import SumOfTotals
@@ -19,7 +20,7 @@ from afterfit.network.workbench import Declaration, Outline, Workbench, bound_li
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows import row_backend
-from afterfit.rows.protocol import Rows
+from afterfit.rows.columns import held_columns
 from afterfit.seeds import Seed, signs
 
 IMAGE_SHARE = 0.25
@@ -37,9 +38,9 @@ class GgnNystrom(Frozen):
     """S: random sign columns; the rank plus ten is usual."""
     rank: int | None = Field(None, gt=0)
     """R: eigenpairs kept, at most S; all that stand above rounding by default."""
-    prior_precision: float | Literal["auto"] = "auto"
+    prior_precision: Positive | Literal["auto"] = "auto"
     """Inverse prior variance of the weights; `auto` chooses it as `tuning` says."""
-    temperature: float | Literal["auto"] = 1.0
+    temperature: Positive | Literal["auto"] = 1.0
     """T divides the data's curvature."""
     data_fraction: ClassVar[float] = 1.0  # a sketch holds all of the data
     complement: Literal["none", "prior"] = "prior"
@@ -159,7 +160,7 @@ class SketchSum:
     def accumulate(self, state: State, batch: Batch) -> State:
         """Add R^T (R Omega) of one micro-batch, in place."""
         rows = row_backend(self.bench.network, self.bench.memory_gb).rows(batch, self.recipe.likelihood.root)
-        pushed_BSk = self._push(rows)
+        pushed_BSk = rows.times(self._probes)
         for tile, image_PS in rows.transpose_times(pushed_BSk, self.tiles):
             state[f"image/{tile}"].add_(image_PS.cpu())
         if self._is_first:
@@ -171,9 +172,12 @@ class SketchSum:
                 )
         return state
 
-    def _push(self, rows: Rows) -> Tensor:
+    @cached_property
+    def _probes(self) -> Mapping[str, Tensor]:
+        """Omega by tiles, held where the memory allows: then its signs are hashed once, not once a batch."""
         layout, dtype = self.bench.network.layout, state_dtype(self.bench.network.dtype)
-        return rows.times(_Probes(self.recipe, {tile.name: tile for tile in layout}, dtype))
+        made = _Probes(self.recipe, {tile.name: tile for tile in layout}, dtype)
+        return held_columns(made, layout, self.bench.memory_gb)
 
     def merge(self, left: State, right: State) -> State:
         """Tile by tile."""

@@ -21,7 +21,7 @@ from afterfit.network.likelihoods import Likelihood, likelihood_named
 from afterfit.network.loading import load_module, put_state
 from afterfit.network.settings import NetworkSettings
 from afterfit.plan.execute import execute
-from afterfit.plan.fitted import FitRecord, read_fit
+from afterfit.plan.fitted import FitRecord, check_same_network, read_fit
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.predictions import read_posterior
 from afterfit.plan.request import Method
@@ -226,7 +226,9 @@ def load(uri: str, network: nn.Module | None = None) -> Posterior:
     elif record.network is None:
         raise ConfigError(f"The store {uri} was fitted from Python; pass the network: `load(uri, network=...)`.")
     else:
-        module = load_module(NetworkSettings.model_validate(record.network))
+        settings = NetworkSettings.model_validate(record.network)
+        check_same_network(settings, record.network_identity, store)
+        module = load_module(settings)
     point = store.read(record.stages["point_estimate"])
     if not point.facts.get("is_loaded"):
         module = put_state(module, trained_state(point))

@@ -1,16 +1,19 @@
 """What a worker needs to take part in a fit, as a small record that can be sent, and opened there."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from afterfit.algebra import Artifact, Examples, Reducer, Rounds, Steps, Task
 from afterfit.data.examples import IdentifiedExamples, open_examples
 from afterfit.data.settings import DataSettings
 from afterfit.data.shards import shard_ranges
+from afterfit.errors import ArtifactError
 from afterfit.layout import Layout
 from afterfit.network.functional import Network
 from afterfit.network.loading import load_module, put_state
@@ -36,7 +39,12 @@ class NetworkSource:
         return hash(repr(self.identity))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, NetworkSource) and self.identity == other.identity
+        return isinstance(other, NetworkSource) and self._compared == other._compared
+
+    @property
+    def _compared(self) -> tuple[Any, ...]:
+        """All but where the network is got from."""
+        return self.identity, self.weights, self.output, self.tile_weights
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,18 @@ class Bench:
 
     @property
     def network(self) -> Network:
-        """The network with the weights of the point estimate."""
-        return _network(self.spec.store_uri, self.spec.network, self.spec.inputs.get("network"))
+        """The network with the weights of the point estimate.
+
+        Raises:
+            ArtifactError: if it has not the layout that was planned for, as when its code has changed since.
+        """
+        network = _network(self.spec.store_uri, self.spec.network, self.spec.inputs.get("network"))
+        if network.layout.fingerprint != self.spec.layout.fingerprint:
+            raise ArtifactError(
+                f"The network has other weights than the store {self.spec.store_uri} was made for; "
+                "bring back the network of then, or run `afterfit run` for the one of now."
+            )
+        return network
 
     def data(self, role: str) -> Examples:
         """The data set that plays a role, opened once a worker."""
@@ -125,7 +143,8 @@ class Bench:
         if source.examples is not None:
             return source.examples
         assert source.settings is not None
-        return _examples(self.spec.store_uri, source.settings.model_dump_json())
+        known = json.dumps(source.identity, sort_keys=True)
+        return _examples(self.spec.store_uri, source.settings.model_dump_json(), known)
 
 
 @lru_cache(maxsize=1)
@@ -139,11 +158,14 @@ def _network(store_uri: str, source: NetworkSource, place: str | None) -> Networ
     else:
         module = source.module
     module = put_state(module, state)
+    if source.settings is not None and torch.cuda.is_available():  # Ray shows a worker the GPUs that it was given
+        module = module.to("cuda")
     return Network(module, source.weights, output=source.output, tile_weights=source.tile_weights)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=16)
-def _examples(store_uri: str, settings: str) -> Examples:
+def _examples(store_uri: str, settings: str, _identity: str) -> Examples:
+    """Cached for a process; by identity too, since files may change between two runs of a notebook."""
     return opened_data(DataSettings.model_validate_json(settings), open_store(store_uri))
 
 

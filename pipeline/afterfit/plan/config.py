@@ -75,7 +75,7 @@ class RunConfig(Frozen):
     micro_batch: PositiveInt | Literal["auto"] = "auto"
     """Examples of a micro-batch; `auto` computes it from sizes and memory."""
     num_shards: PositiveInt | Literal["auto"] = "auto"
-    """Of the training data; `auto` makes shards of at least 30 s on a reference device."""
+    """Of every data set; `auto` makes shards of at least 30 s on a reference device."""
     tile_weights: PositiveInt | None = None
     """Weights of a tile; chosen from the network's size by default."""
 

@@ -145,8 +145,9 @@ def _ntk_gram(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # n
         work += 3 * sizes.forward(num_rows) + 2.0 * left * right * weights
         explicit = max(explicit, float(num_rows * weights * sizes.state_bytes))
     core = CORE_BYTES * float(sizes.num_landmarks**2)
-    # The eigenproblem holds the Gram, the vectors and its workspace.
-    return Counted(work + EIGEN_FLOPS * sizes.num_landmarks**3, max(explicit, 3 * core), core)
+    block = CORE_BYTES * float(max(len(range(*unit.details["left"])) for unit in units) ** 2)
+    # A leaf holds its rows, a product and a sum; the eigenproblem the Gram, the vectors and its workspace.
+    return Counted(work + EIGEN_FLOPS * sizes.num_landmarks**3, max(explicit + 2 * block, 3 * core), core)
 
 
 def _ntk_basis(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
@@ -154,7 +155,9 @@ def _ntk_basis(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # 
     work = 3 * sizes.forward(num_rows) * len(units) + 2.0 * num_rows * kept * sizes.num_weights
     widest = max(_weights_of(unit, sizes) for unit in units)
     stored = float(sizes.num_weights * kept * sizes.state_bytes)
-    return Counted(work, float((num_rows + kept) * widest * sizes.state_bytes), stored)
+    chunk = int(units[0].details["chunk"])
+    held = num_rows + kept if chunk == num_rows else chunk + 2 * kept
+    return Counted(work, float(held * widest * sizes.state_bytes), stored)
 
 
 def _subspace_curvature(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
@@ -239,7 +242,7 @@ def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     widest = max(_weights_of(unit, sizes) for unit in units)
     return Counted(
         groups * sizes.times(count, probes) + back,
-        sizes.row_bytes + widest * probes * sizes.state_bytes,
+        sizes.row_bytes + sizes.columns_bytes(probes) + widest * probes * sizes.state_bytes,
         float(image * sizes.state_bytes),
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from afterfit.errors import ArtifactError, ConfigError
+from afterfit.network.identity import identity
+from afterfit.network.settings import NetworkSettings
 from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
 from afterfit.store.directory import Store
@@ -58,14 +60,33 @@ def read_fit(store: Store) -> FitRecord:
 
     Raises:
         ConfigError: if the store has none.
-        ArtifactError: if it was written by another version of the program.
+        ArtifactError: if it is damaged, or another version of the program wrote it.
     """
-    raw: Mapping[str, Any] | None = store.get_record(NAME)
+    raw = store.get_record(NAME)
     if raw is None:
         raise ConfigError(f"The store {store.uri} holds no finished fit; run `afterfit run` with it first.")
-    if raw.get("format") != FORMAT:
+    written = raw.get("format") if isinstance(raw, dict) else None
+    if written != FORMAT:
         raise ArtifactError(
-            f"The store {store.uri} was written in format {raw.get('format')}, and this version reads {FORMAT}; "
-            "use the version that wrote it, or run the fit again."
+            f"{NAME} in the store {store.uri} is in format {written}, and this version reads {FORMAT}; "
+            "use the version that wrote it, or run the fit again, what is finished is kept."
         )
-    return FitRecord.model_validate(raw)
+    try:
+        return FitRecord.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{NAME} in the store {store.uri} is damaged; run the fit again, what is finished is kept."
+        ) from error
+
+
+def check_same_network(settings: NetworkSettings, then: Mapping[str, Any], store: Store) -> None:
+    """Refuse a network whose files are not those that were fitted. Reads every weight file once.
+
+    Raises:
+        ArtifactError: if they have changed.
+    """
+    if identity(settings) != then:
+        raise ArtifactError(
+            f"The network's files are not those that the store {store.uri} was fitted for; bring those back, or run "
+            "`afterfit run` for these."
+        )

@@ -16,12 +16,13 @@ from afterfit.data.scratch import scratch_folder
 from afterfit.data.settings import Columns, DataSettings, NumericColumns, Standardise
 from afterfit.data.shards import shard_ranges
 from afterfit.errors import ConfigError, DataError
-from afterfit.plan.bench import DataSource, opened_data
+from afterfit.plan.bench import Bench, DataSource, opened_data
+from afterfit.plan.fitted import check_same_network
 from afterfit.plan.log import Display
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.record import RunRecord, read_record
 from afterfit.plan.request import FitRequest
-from afterfit.plan.resolve import REFERENCE_FLOPS
+from afterfit.plan.resolve import REFERENCE_FLOPS, count_first
 from afterfit.plan.run import Where, finish
 from afterfit.plan.stage import Stage
 from afterfit.posterior.links import Link
@@ -66,14 +67,17 @@ def predict(
     Raises:
         ConfigError: if the run is not finished, or `out` names no file.
         DataError: if the data do not have the columns.
+        ArtifactError: if the network's files have changed since the run.
 
     Cost: one pass of rows over the data, kept in the store under the data's identity. Holds the file in
     memory.
     """
     folder, name = _folder_and_name(out)
     record = read_record(store)
+    check_same_network(record.config.network, record.sizes["network"], store)
     settings = settings_like(record, next(iter(record.config.data.evaluation), "train"), data)
-    request = with_new(record.request(), settings, opened_data(settings, store))
+    examples = opened_data(settings, store)
+    request = with_new(record.request(), settings, examples)
     plan = predicting(request, link)
     for stage in plan:
         if stage.name not in (f"features-{ROLE}", f"predictions-{ROLE}") and store.find(stage.place) is None:
@@ -81,11 +85,20 @@ def predict(
                 f"The run in {store.uri} is not finished, {stage.place} is missing; "
                 "run `afterfit run` with its configuration first."
             )
+    _check_forward(plan, request, store, examples)
     ran, _ = finish(plan, request, store, where=where, display=display)
     made = ran[f"predictions-{ROLE}"]
     content, columns = _parquet(made.artifact)
     files_at(folder).replace(name, content)
     return Predicted(out=out, num_rows=request.data[ROLE].num_examples, columns=columns, was_done=made.was_done)
+
+
+def _check_forward(plan: Sequence[Stage], request: FitRequest, store: Store, examples: IdentifiedExamples) -> None:
+    """Refuse new data that the network does not take, before long work."""
+    stage = next(stage for stage in plan if stage.name == f"features-{ROLE}")
+    if store.find(stage.place) is None:
+        bench = Bench(request.bench(store.uri, {role: above.place for role, above in stage.inputs.items()}))
+        count_first(bench.network, examples, ROLE)
 
 
 def predicting(request: FitRequest, link: Link | None) -> list[Stage]:

@@ -62,7 +62,7 @@ class _PosteriorTask:
         tuned = self.bench.input("tuning").facts
         choice = Choice(tuned["num_chunks"], tuned["temperature"], tuned["prior_precision"])
         posterior = posterior_at(curvature, choice, self.recipe.complement)
-        _, log_density = curvature.prefix(choice.num_chunks)
+        log_density = curvature.log_density(choice.num_chunks)
         evidence = posterior.log_evidence(log_density / choice.temperature, squared_norm(self.bench))
         facts = {
             "prior_precision": choice.prior_precision,
@@ -209,9 +209,9 @@ class _ScoresTask:
             return Result(tables={"scores": pa.concat_tables(self._regression(tables))})
         scores, confidence, reliability = [], [], []
         for predictor, column in PREDICTORS.items():
-            of = {role: matrix(table[column]) for role, table in tables.items()}
+            of = {role: self._scored(table[column]) for role, table in tables.items()}
             for role in self.recipe.in_distribution:
-                labels = matrix(tables[role]["label"])
+                labels = self._scored(tables[role]["label"])
                 scores.append(scores_as_table(predictor, role, score_table(of[role], labels)))
                 table = reliability_table(of[role], labels, predictor)
                 reliability.append(table.append_column("dataset", pa.array([role] * table.num_rows)))
@@ -226,6 +226,11 @@ class _ScoresTask:
                 "reliability": pa.concat_tables(reliability),
             }
         )
+
+    def _scored(self, column: pa.ChunkedArray) -> Tensor:
+        """Probabilities, or labels. Several yes-or-no answers of an example count as one example each."""
+        values = matrix(column)
+        return values.flatten() if self.recipe.likelihood == "bernoulli" else values
 
     def _regression(self, tables: Mapping[str, pa.Table]) -> Iterator[pa.Table]:
         for role in self.recipe.in_distribution:

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from afterfit.algebra import Batch
 from afterfit.data.examples import IdentifiedExamples
 from afterfit.data.indexed import IndexedExamples
 from afterfit.data.settings import DataSettings
@@ -50,11 +49,13 @@ def method_named(choices: Mapping[str, Any]) -> Method:
         return getattr(import_module(module), attribute).model_validate(choices)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(["method", *(str(part) for part in first["loc"])])
+        place = f"method.{first['loc'][0]}"  # what follows in a location is a member of a union
+        same = [mistake["msg"] for mistake in error.errors() if mistake["loc"][0] == first["loc"][0]]
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(getattr(import_module(module), attribute).model_fields))
             raise ConfigError(f"There is no field {place!r}; {name} has {known}.") from error
-        raise ConfigError(f"{place}: {first['msg'].removeprefix('Value error, ')}.") from error
+        said = ", or ".join(dict.fromkeys(f"{text[:1].lower()}{text[1:]}" for text in same))
+        raise ConfigError(f"{place}: {said}.") from error
 
 
 def request_of(config: RunConfig, store: Store) -> FitRequest:
@@ -158,9 +159,8 @@ def _measured(
     micro: int | str,
     num_shards: int | str,
 ) -> FitRequest:
-    """With outputs and FLOPs counted on the first training example, every label checked, and shards laid out."""
-    first = examples["train"].batch([0])
-    outputs, flops = _count(network, first)
+    """With outputs and FLOPs counted on first examples, every label checked, and shards laid out."""
+    outputs, flops = count_first(network, examples["train"], "train")
     size = (
         micro_batch(request.layout, outputs, request.memory_gb, request.state_bytes) if micro == "auto" else int(micro)
     )
@@ -169,6 +169,8 @@ def _measured(
     wanted = None if num_shards == "auto" else int(num_shards)
     data = {}
     for role, opened in examples.items():
+        if role != "train":
+            count_first(network, opened, role)
         needs_targets = role not in request.out_of_distribution
         if needs_targets:
             try:
@@ -182,22 +184,33 @@ def _measured(
     return replace(request, num_outputs=outputs, micro_batch=size, forward_flops=flops, data=data)
 
 
-def _count(network: Network, batch: Batch) -> tuple[int, float]:
-    """Outputs C and FLOPs of one example's forward pass.
+def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tuple[int, float]:
+    """Outputs C and FLOPs of the first example's forward pass.
 
     Raises:
         ConfigError: if forward does not take the data's keys.
+        DataError: if forward fails on the example, or its outputs are not finite.
     """
+    inputs = examples.batch([0]).inputs
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            outputs_1C = network(batch.inputs)
+            outputs_1C = network(inputs)
     except TypeError as error:
         raise ConfigError(
-            f"The network's forward does not take the inputs {', '.join(batch.inputs)} ({error}); "
+            f"The network's forward does not take the inputs {', '.join(inputs)} of the data set {role!r} ({error}); "
             "name the columns after forward's arguments."
         ) from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise DataError(
+            f"The network fails on the first example of the data set {role!r} ({reason}; {shapes}); "
+            "check that the data are those that the network is made for."
+        ) from error
     if not bool(torch.isfinite(outputs_1C).all()):
-        raise DataError("The network's output on the first training example is not finite; check data and weights.")
+        raise DataError(
+            f"The network's output on the first example of the data set {role!r} is not finite; check data and weights."
+        )
     return outputs_1C.shape[1], float(counter.get_total_flops())
 
 

@@ -21,7 +21,7 @@ from afterfit.plan.record import RunRecord, read_record
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import request_of
 from afterfit.plan.stage import Stage
-from afterfit.resources import GB
+from afterfit.resources import GB, Resources
 from afterfit.store.artifact import StoredArtifact
 from afterfit.store.directory import Store, open_store
 
@@ -38,6 +38,7 @@ class Where:
     engine: EngineName = "inprocess"
     address: str | None = None  # of a Ray cluster
     workers: int | None = None
+    gpus: float = 0.0  # of each Ray worker
     threads: int | None = None  # of torch in each worker
 
 
@@ -154,6 +155,7 @@ def _engine(store: Store, where: Where, log: StageLog) -> Iterator[Engine]:
         store,
         address=where.address,
         workers=where.workers,
+        resources=Resources(num_gpus=where.gpus),
         threads=where.threads,
         events=log.tell,
     ) as engine:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import pyarrow as pa
@@ -73,12 +74,16 @@ class Curvature(NamedTuple):
         """All chunks of a curvature artifact."""
         return cls(artifact.tensor("curvature"), artifact.tensor("log_density"), artifact.tensor("count"))
 
-    def prefix(self, num_chunks: int) -> tuple[Tensor, float]:
-        """Curvature (K, K) and log density of the first chunks, summed in order."""
+    def prefix(self, num_chunks: int) -> Tensor:
+        """Curvature (K, K) of the first chunks, summed in order."""
         total_KK = torch.zeros_like(self.chunks_nKK[0])
         for chunk_KK in self.chunks_nKK[:num_chunks]:
-            total_KK = total_KK + chunk_KK
-        return total_KK, self.log_density_n[:num_chunks].sum().item()
+            total_KK += chunk_KK
+        return total_KK
+
+    def log_density(self, num_chunks: int) -> float:
+        """Of the first chunks, in nats."""
+        return self.log_density_n[:num_chunks].sum().item()
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,10 @@ def validation_objective(
     if features.targets is None:
         raise NumericalError("The validation data have no targets; name their `label` or `target` column.")
     targets = features.targets
+    posteriors = _posteriors(curvature, recipe.complement)
 
     def nll(choice: Choice) -> float:
-        posterior = posterior_at(curvature, choice, recipe.complement)
+        posterior = posteriors(choice)
         outputs = features.outputs(posterior, recipe.likelihood)
         if isinstance(recipe.likelihood, Gaussian):
             moments = outputs.observe(recipe.likelihood.variance)
@@ -184,10 +190,11 @@ def validation_objective(
 
 def evidence_objective(recipe: Tuning, curvature: Curvature, norm_squared: float) -> Callable[[Choice], float]:
     """Minus the log marginal likelihood an example, of a choice."""
+    posteriors = _posteriors(curvature, recipe.complement)
 
     def loss(choice: Choice) -> float:
-        posterior = posterior_at(curvature, choice, recipe.complement)
-        _, log_density = curvature.prefix(choice.num_chunks)
+        posterior = posteriors(choice)
+        log_density = curvature.log_density(choice.num_chunks)
         seen = int(curvature.count_n[: choice.num_chunks].sum())
         return -posterior.log_evidence(log_density / choice.temperature, norm_squared) / max(seen, 1)
 
@@ -196,8 +203,19 @@ def evidence_objective(recipe: Tuning, curvature: Curvature, norm_squared: float
 
 def posterior_at(curvature: Curvature, choice: Choice, complement: Complement) -> SubspacePosterior:
     """The posterior of a choice."""
-    total_KK, _ = curvature.prefix(choice.num_chunks)
-    return SubspacePosterior.of(total_KK.to(CORE), choice.prior_precision, choice.temperature, complement)
+    return _posteriors(curvature, complement)(choice)
+
+
+def _posteriors(curvature: Curvature, complement: Complement) -> Callable[[Choice], SubspacePosterior]:
+    """Posteriors of choices; eigenpairs are found again only where more than the prior precision changes."""
+
+    @lru_cache(maxsize=8)
+    def at_any_prior(num_chunks: int, temperature: float) -> SubspacePosterior:
+        return SubspacePosterior.of(curvature.prefix(num_chunks).to(CORE), 1.0, temperature, complement)
+
+    return lambda choice: replace(
+        at_any_prior(choice.num_chunks, choice.temperature), prior_precision=choice.prior_precision
+    )
 
 
 def search(

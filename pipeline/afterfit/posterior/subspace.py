@@ -29,6 +29,10 @@ class SubspacePosterior:
     prior_precision: float  # lambda
     complement: Complement
 
+    def __post_init__(self):
+        if not self.prior_precision > 0:
+            raise NumericalError(f"The prior precision is {self.prior_precision}; it must be positive.")
+
     @classmethod
     def of(
         cls, curvature_KK: Tensor, prior_precision: float, temperature: float = 1.0, complement: Complement = "none"
@@ -38,8 +42,6 @@ class SubspacePosterior:
         Raises:
             NumericalError: if the curvature is not finite, or the prior precision not positive.
         """
-        if not prior_precision > 0:
-            raise NumericalError(f"The prior precision is {prior_precision}; it must be positive.")
         values, vectors = eigenpairs(curvature_KK / temperature)
         return cls(values.clamp(min=0), vectors, prior_precision, complement)
 

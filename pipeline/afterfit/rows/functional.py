@@ -20,6 +20,8 @@ from afterfit.rows.protocol import Cotangents
 
 ROWS_SHARE = 0.5
 """Part of `memory_gb` that explicit rows may take; the rest is for the model, activations and columns."""
+PASS_SHARE = 0.25
+"""Part of that for the gradients of one backward pass: autograd gives whole blocks, where a group may hold a part."""
 
 
 class FunctionalBackend:
@@ -59,6 +61,7 @@ class FunctionalRows:
         self.num_cotangents = cotangents_BSC.shape[1]
         self.dtype = state_dtype(network.dtype)
         self.forward_mode = forward_mode
+        self.pass_bytes = PASS_SHARE * budget
         row_bytes = len(batch) * self.num_cotangents * self.dtype.itemsize
         self.groups = network.layout.groups(row_bytes, budget)
         self._explicit: dict[str, Tensor] = {}
@@ -106,7 +109,10 @@ class FunctionalRows:
                 yield from self._explicit_rows(chosen).items()
 
     def _explicit_rows(self, tiles: Sequence[Tile]) -> dict[str, Tensor]:
-        """(B, S, P_tile) of these tiles, by one forward and one batched backward pass an example."""
+        """(B, S, P_tile) of these tiles, by one forward and one batched backward pass an example.
+
+        Where the whole gradients of the blocks that the tiles lie in are too large, a pass takes fewer cotangents.
+        """
         if all(tile.name in self._explicit for tile in tiles):
             return {tile.name: self._explicit[tile.name] for tile in tiles}
         self._explicit = {}  # let the former group go before this one is allocated
@@ -115,19 +121,18 @@ class FunctionalRows:
         device = self.outputs_BC.device
         rows = {tile.name: torch.zeros(*shape, tile.size, dtype=self.dtype, device=device) for tile in tiles}
         leaves = {name: network.weights[name].detach().requires_grad_() for name in layout.blocks_of(tiles)}
+        at_once = max(1, int(self.pass_bytes // sum(leaf.nbytes for leaf in leaves.values())))
         for b in range(len(self.batch)):
             example = {key: value[b : b + 1] for key, value in self.batch.inputs.items()}
             with torch.enable_grad():
                 output_1C = network(example, leaves)
-            of_block = _gradients(output_1C, self.cotangents_BSC[b, :, None].to(output_1C), leaves)
-            for tile in tiles:
-                start = 0
-                for piece in tile.pieces:
-                    block_S = of_block[piece.block]
-                    if block_S is not None:
-                        cut = block_S[:, piece.start : piece.stop] if block_S.dim() > 1 else block_S
-                        rows[tile.name][b, :, start : start + piece.size] = cut.reshape(self.num_cotangents, -1)
-                    start += piece.size
+            cotangents_S1C = self.cotangents_BSC[b, :, None].to(output_1C)
+            for first in range(0, self.num_cotangents, at_once):
+                part = slice(first, min(first + at_once, self.num_cotangents))
+                keep_graph = part.stop < self.num_cotangents
+                of_block = _gradients(output_1C, cotangents_S1C[part], leaves, keep_graph=keep_graph)
+                for tile in tiles:
+                    _cut(of_block, tile, rows[tile.name][b, part])
         self._explicit = rows
         return rows
 
@@ -160,16 +165,36 @@ def _freezes_padding(module: nn.Module) -> bool:
     return any(part.padding_idx is not None for part in embeddings)
 
 
-def _gradients(output_1C: Tensor, cotangents_S1C: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+def _cut(of_block: Mapping[str, Tensor | None], tile: Tile, into_SP: Tensor) -> None:
+    """Copy what lies in a tile; what the output does not depend on stays zero."""
+    start = 0
+    for piece in tile.pieces:
+        block_S = of_block[piece.block]
+        if block_S is not None:
+            cut = block_S[:, piece.start : piece.stop] if block_S.dim() > 1 else block_S
+            into_SP[:, start : start + piece.size] = cut.reshape(len(into_SP), -1)
+        start += piece.size
+
+
+def _gradients(
+    output_1C: Tensor, cotangents_S1C: Tensor, leaves: Mapping[str, Tensor], *, keep_graph: bool
+) -> dict[str, Tensor | None]:
     """Block name -> (S, *block), or None for a block that the output does not depend on."""
     if not output_1C.requires_grad:
         return dict.fromkeys(leaves)
     if len(cotangents_S1C) == 1:  # one row needs no batching, which costs more than a small network's own pass
-        single = torch.autograd.grad(output_1C, list(leaves.values()), cotangents_S1C[0], allow_unused=True)
+        single = torch.autograd.grad(
+            output_1C, list(leaves.values()), cotangents_S1C[0], retain_graph=keep_graph, allow_unused=True
+        )
         gradients = [None if gradient is None else gradient[None] for gradient in single]
         return dict(zip(leaves, gradients, strict=True))
     # Not `materialize_grads`: it fills in zeros without the dimension S.
     gradients = torch.autograd.grad(
-        output_1C, list(leaves.values()), cotangents_S1C, is_grads_batched=True, allow_unused=True
+        output_1C,
+        list(leaves.values()),
+        cotangents_S1C,
+        retain_graph=keep_graph,
+        is_grads_batched=True,
+        allow_unused=True,
     )
     return dict(zip(leaves, gradients, strict=True))

@@ -26,14 +26,17 @@ class StoredArtifact:
     their facts where it has none of that name. Pickles as its address: the other side opens it again.
     """
 
-    def __init__(self, files: Files, place: str, digest: str, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self, files: Files, place: str, digest: str, manifest: Manifest | None = None, owner: str | None = None
+    ) -> None:
         self.place = place
         self.digest = digest
         self._files = files
         self._known = manifest
+        self._owner = owner  # place of the artifact that adopted it, if it was opened there
 
-    def __reduce__(self) -> tuple[type["StoredArtifact"], tuple[Files, str, str]]:
-        return StoredArtifact, (self._files, self.place, self.digest)
+    def __reduce__(self) -> tuple[type["StoredArtifact"], tuple[Files, str, str, None, str | None]]:
+        return StoredArtifact, (self._files, self.place, self.digest, None, self._owner)
 
     @cached_property
     def _manifest(self) -> Manifest:
@@ -166,13 +169,13 @@ class StoredArtifact:
         memory = memory_of(tensor)
         with self._open(file) as stream, trouble(self._files.uri, "read"):
             if stream.seek(0, io.SEEK_END) != file.bytes:
-                raise damaged(self._path(file), self.place, "does not have the length that was written")
+                raise self._damaged(file, "does not have the length that was written")
             stream.seek(tile.offset)
             filled = 0
             while filled < memory.nbytes:  # one read is at most 2 GB
                 filled += stream.readinto(memory[filled:])
         if sha256(memory).hexdigest() != tile.sha256:
-            raise damaged(self._path(file), self.place)
+            raise self._damaged(file)
 
     def _entries(self, family: str) -> dict[str, tuple["StoredArtifact", StoredTile]]:
         if family not in self.families:
@@ -197,22 +200,22 @@ class StoredArtifact:
         return union([*(part.content() for part in self.parts), own])
 
     def _open_part(self, part: Part) -> "StoredArtifact":
-        manifest = read_manifest(self._files, part.place)
+        manifest = read_manifest(self._files, part.place, self.place)
         if manifest is None or manifest.digest != part.digest:
             what = "is missing" if manifest is None else "has changed"
             raise ArtifactError(
                 f"{part.place}, to which {self.place} refers, {what}: "
-                f"delete {self.place}/{NAME} from the store and run the same command again."
+                f"delete the file {self.place}/{NAME} of the store, then run the same command again."
             )
-        return StoredArtifact(self._files, part.place, part.digest, manifest)
+        return StoredArtifact(self._files, part.place, part.digest, manifest, self.place)
 
     def _read_table(self, number: int) -> pa.Table:
         file = self._manifest.files[number]
         data = self._files.read(self._path(file))
         if data is None:
-            raise damaged(self._path(file), self.place, "is missing")
+            raise self._damaged(file, "is missing")
         if len(data) != file.bytes or sha256(data).hexdigest() != file.sha256:
-            raise damaged(self._path(file), self.place)
+            raise self._damaged(file)
         return pq.read_table(pa.BufferReader(data))
 
     def _verify_file(self, file: DataFile) -> None:
@@ -221,13 +224,16 @@ class StoredArtifact:
             while chunk := stream.read(CHUNK_BYTES):
                 seen.update(chunk)
         if seen.hexdigest() != file.sha256:
-            raise damaged(self._path(file), self.place)
+            raise self._damaged(file)
 
     def _open(self, file: DataFile) -> Any:
         try:
             return self._files.open_input(self._path(file))
         except FileNotFoundError as error:
-            raise damaged(self._path(file), self.place, "is missing") from error
+            raise self._damaged(file, "is missing") from error
+
+    def _damaged(self, file: DataFile, what: str = "is damaged") -> ArtifactError:
+        return damaged(self._path(file), self.place, what, self._owner)
 
     def _path(self, file: DataFile) -> str:
         return f"{self.place}/{file.name}"
@@ -252,14 +258,14 @@ class LazyMapping(Mapping[str, Value]):
         return len(self._makers)
 
 
-def read_manifest(files: Files, place: str) -> Manifest | None:
-    """The marker of a place; None where there is none.
+def read_manifest(files: Files, place: str, owner: str | None = None) -> Manifest | None:
+    """The marker of a place, maybe of one that `owner` adopted; None where there is none.
 
     Raises:
         ArtifactError: if it is damaged.
     """
     data = files.read(f"{place}/{NAME}")
-    return None if data is None else Manifest.from_bytes(data, place)
+    return None if data is None else Manifest.from_bytes(data, place, owner)
 
 
 def open_artifact(files: Files, place: str) -> StoredArtifact:

@@ -174,7 +174,9 @@ class Store:
         try:
             return None if data is None else json.loads(data)
         except ValueError as error:
-            raise ArtifactError(f"{name} in the store {self.uri} is damaged: delete it.") from error
+            raise ArtifactError(
+                f"{name} in the store {self.uri} is damaged: run `afterfit run` with its configuration again."
+            ) from error
 
     def records(self, prefix: str = "") -> list[str]:
         """Names of the records below a prefix, sorted."""

@@ -78,8 +78,8 @@ class Manifest:
         return json.dumps({**record, "seal": content_hash(record)}, separators=(",", ":")).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes, place: str) -> "Manifest":
-        """The inverse of `to_bytes`.
+    def from_bytes(cls, data: bytes, place: str, owner: str | None = None) -> "Manifest":
+        """The inverse of `to_bytes`; place and owner are for messages.
 
         Raises:
             ArtifactError: if a byte changed, or another version of the format wrote it.
@@ -87,17 +87,17 @@ class Manifest:
         try:
             record = json.loads(data)
         except ValueError as error:
-            raise damaged(f"{place}/{NAME}", place) from error
+            raise damaged(f"{place}/{NAME}", place, owner=owner) from error
         written = record.get("format") if isinstance(record, dict) else None
         if not isinstance(written, int):
-            raise damaged(f"{place}/{NAME}", place)
+            raise damaged(f"{place}/{NAME}", place, owner=owner)
         if written != FORMAT:
             raise ArtifactError(
                 f"{place}/{NAME} is in store format {written} and this version reads format {FORMAT}: "
                 "use the version of afterfit that wrote it, or another store."
             )
         if record.pop("seal", None) != content_hash(record):
-            raise damaged(f"{place}/{NAME}", place)
+            raise damaged(f"{place}/{NAME}", place, owner=owner)
         return cls(
             attempt=record["attempt"],
             files=tuple(DataFile(*file) for file in record["files"]),
@@ -114,9 +114,19 @@ class Manifest:
         )
 
 
-def damaged(file: str, place: str, what: str = "is damaged") -> ArtifactError:
-    """The sentence for a file whose bytes are not those that were written."""
-    return ArtifactError(f"{file} {what}: delete the folder {place} of the store, then run the same command again.")
+def damaged(file: str, place: str, what: str = "is damaged", owner: str | None = None) -> ArtifactError:
+    """The sentence for a file whose bytes are not those that were written.
+
+    Args:
+        file: which.
+        place: of its artifact.
+        what: is wrong with it.
+        owner: place of the artifact that adopted it; only without that one's marker is the missing piece made again.
+    """
+    marker = f" and the file {owner}/{NAME}" if owner else ""
+    return ArtifactError(
+        f"{file} {what}: delete the folder {place}{marker} of the store, then run the same command again."
+    )
 
 
 def plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -149,3 +149,17 @@ def test_a_state_becomes_a_result_by_family():
     shape = {family: [(tile, len(tensor)) for tile, tensor in tiles] for family, tiles in result.tensors.items()}
     assert shape == {"image": [("1", 1), ("2", 2)], "count": [("all", 3)]}
     assert result.facts == {"rank": 3}
+
+
+def test_a_lazy_state_is_read_tile_by_tile_only_as_its_result_is_written():
+    read = []
+
+    class Lazy(dict):
+        def __getitem__(self, name):
+            read.append(name)
+            return super().__getitem__(name)
+
+    result = Result.of_state(Lazy({"image/0": torch.ones(1), "image/1": torch.ones(1)}))
+    assert read == []
+    next(iter(result.tensors["image"]))
+    assert read == ["image/0"]

@@ -223,3 +223,13 @@ def test_dense_vectors_and_tiles_have_one_order():
     back = network.layout.assemble(by_tile(network.layout, whole))
     for name, weight in network.weights.items():
         assert torch.equal(back[name], weight)
+
+
+@on_every_network
+def test_a_backward_pass_of_fewer_cotangents_gives_the_same_bits(case):
+    """Gradients of whole blocks are held by a pass: where they are too large, it takes fewer cotangents."""
+    network, batch = case.network(), case.batches[0]
+    whole, cut = (FunctionalBackend(network).rows(batch, some_cotangents(3)) for _ in range(2))
+    cut.pass_bytes = 1.0  # one cotangent a pass
+    assert torch.equal(joined(cut.squares()), joined(whole.squares()))
+    assert torch.equal(cut.gram(), whole.gram())

@@ -174,3 +174,14 @@ def test_a_cloud_store_without_its_client_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(StoreError, match=r"pip install 'afterfit\[gs\]'"):
         open_store("gs://bucket/x?endpoint_override=http://127.0.0.1:9")
+
+
+def test_how_its_content_is_divided_among_parts_does_not_show_in_the_digest_of_the_whole(store):
+    tiles = [(str(number), torch.full((2,), float(number))) for number in range(4)]
+    for name, cuts in {"halves": (0, 2, 4), "whole": (0, 4), "others": (1, 4)}.items():
+        places = [f"{name}/unit/{start}" for start in cuts[:-1]]
+        for place, start, stop in zip(places, cuts[:-1], cuts[1:], strict=True):
+            store.write(place, Result(tensors={"v": tiles[start:stop]}, facts={"rank": 3}))
+        store.adopt(name, places)
+    assert store.read("halves").digest == store.read("whole").digest
+    assert store.read("others").digest != store.read("whole").digest
