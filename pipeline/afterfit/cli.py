@@ -240,9 +240,7 @@ def _display(console: Console) -> Bars | Lines:
     return Bars(console) if console.is_terminal else Lines(console)
 
 
-def _where(
-    engine: EngineOption, address: str | None, workers: int | None, gpus: float, threads: int | None
-) -> Where:
+def _where(engine: EngineOption, address: str | None, workers: int | None, gpus: float, threads: int | None) -> Where:
     from afterfit.plan.run import Where
 
     return Where(engine=engine.value, address=address, workers=workers, gpus=gpus, threads=threads)

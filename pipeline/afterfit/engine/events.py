@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -66,8 +67,12 @@ class Outbox:
             return events
 
 
+REST = 30.0
+"""Pauses between samples of memory, in units of what the last one took: reading a large process takes long."""
+
+
 class PeakMemory:
-    """Samples the unique memory (USS) of this process while the block runs, ten times a second."""
+    """Samples the unique memory (USS) of this process while the block runs: ten times a second, less if that costs."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -77,11 +82,13 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(max(0.1, REST * self._cost_s)):
             self._sample()
 
     def _sample(self) -> None:
+        started = time.perf_counter()
         self.bytes = max(self.bytes, self._process.memory_full_info().uss)
+        self._cost_s = time.perf_counter() - started
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()

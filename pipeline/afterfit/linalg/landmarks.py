@@ -36,11 +36,7 @@ def balanced_landmarks(
     Source: Deng, Zhou, Zhu (2022), arXiv:2210.12642, which draws landmarks uniformly.
     """
     num_examples = len(labels_N)
-    if num_landmarks > num_examples * num_outputs:
-        raise ConfigError(
-            f"`num_landmarks` is {num_landmarks}, but {num_examples} examples with {num_outputs} outputs have only "
-            f"{num_examples * num_outputs} rows; lower it."
-        )
+    check_num_landmarks(num_landmarks, num_examples, num_outputs)
     order_N = _in_turn(labels_N, seed.child("examples").numpy())
     passes_M, places_M = np.divmod(np.arange(num_landmarks), num_examples)
     examples_M = order_N[places_M]
@@ -63,3 +59,16 @@ def _in_turn(labels_N: Integers, random: np.random.Generator) -> Integers:
         members = np.flatnonzero(labels_N[shuffled_N] == label)
         turn_N[members] = np.arange(len(members))
     return shuffled_N[np.argsort(turn_N, kind="stable")]
+
+
+def check_num_landmarks(num_landmarks: int, num_examples: int, num_outputs: int) -> None:
+    """Refuse more landmarks than there are rows.
+
+    Raises:
+        ConfigError: with the number of rows.
+    """
+    if num_landmarks > num_examples * num_outputs:
+        raise ConfigError(
+            f"`num_landmarks` is {num_landmarks}, but {num_examples} examples with {num_outputs} outputs have only "
+            f"{num_examples * num_outputs} rows; lower it."
+        )

@@ -15,7 +15,7 @@ from afterfit.algebra import Cursor, Result, State, Unit, add, merge_in_order
 from afterfit.frozen import Fraction, Frozen, Positive
 from afterfit.layout import Tile
 from afterfit.linalg.eigen import eigenpairs, numerical_rank
-from afterfit.linalg.landmarks import balanced_landmarks
+from afterfit.linalg.landmarks import balanced_landmarks, check_num_landmarks
 from afterfit.methods.extending import UnionOfChunks
 from afterfit.methods.subspace import SubspaceCurvature
 from afterfit.network.likelihoods import Likelihood
@@ -54,6 +54,14 @@ class Ella(Frozen):
     likelihood of the training data."""
     seed: int = 0
     """Names the choice of landmarks."""
+
+    def check(self, num_examples: int, num_outputs: int) -> None:
+        """Landmarks are distinct rows, so there are at most N C of them.
+
+        Raises:
+            ConfigError: if more are asked for.
+        """
+        check_num_landmarks(self.num_landmarks, num_examples, num_outputs)
 
     def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
         """Landmarks, their Gram, the basis V of its leading eigenvectors, and the data's curvature in it."""

@@ -50,13 +50,20 @@ class GgnNystrom(Frozen):
     seed: int = 0
     """Names the probes."""
 
-    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
-        """The sketch, the Nystrom cores with the factor's eigenvalues, and its eigenvectors by tiles."""
+    def check(self, num_examples: int, num_outputs: int) -> None:
+        """Any number of probes fits any data.
+
+        Raises:
+            RankError: if the rank exceeds the number of probes.
+        """
         if self.rank is not None and self.rank > self.num_probes:
             raise RankError(
                 f"Asked for rank {self.rank} from a sketch of {self.num_probes} probes; lower `rank`, or set "
                 f"`num_probes` to at least {self.rank + 10}."
             )
+
+    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
+        """The sketch, the Nystrom cores with the factor's eigenvalues, and its eigenvectors by tiles."""
         return {
             "sketch": Declaration(
                 recipe=GgnSketch(self.num_probes, self.seed, likelihood), data=("train",), extended_by=SumOfTotals

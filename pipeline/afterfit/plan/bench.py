@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from afterfit.algebra import Artifact, Examples, Reducer, Rounds, Steps, Task
@@ -70,6 +69,7 @@ class BenchSpec:
     state_bytes: int
     memory_gb: float
     micro_batch: int
+    device: str | None = None  # to put the network on; by default it stays where it is
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> place in the store
 
 
@@ -129,7 +129,7 @@ class Bench:
         Raises:
             ArtifactError: if it has not the layout that was planned for, as when its code has changed since.
         """
-        network = _network(self.spec.store_uri, self.spec.network, self.spec.inputs.get("network"))
+        network = _network(self.spec.store_uri, self.spec.network, self.spec.inputs.get("network"), self.spec.device)
         if network.layout.fingerprint != self.spec.layout.fingerprint:
             raise ArtifactError(
                 f"The network has other weights than the store {self.spec.store_uri} was made for; "
@@ -148,7 +148,7 @@ class Bench:
 
 
 @lru_cache(maxsize=1)
-def _network(store_uri: str, source: NetworkSource, place: str | None) -> Network:
+def _network(store_uri: str, source: NetworkSource, place: str | None, device: str | None) -> Network:
     """Cached for a process, so that stage after stage on one worker loads the weights once."""
     artifact = open_store(store_uri).read(place) if place else None
     state = trained_state(artifact) if artifact is not None and not artifact.facts.get("is_loaded") else None
@@ -158,8 +158,8 @@ def _network(store_uri: str, source: NetworkSource, place: str | None) -> Networ
     else:
         module = source.module
     module = put_state(module, state)
-    if source.settings is not None and torch.cuda.is_available():  # Ray shows a worker the GPUs that it was given
-        module = module.to("cuda")
+    if device is not None:
+        module = module.to(device)
     return Network(module, source.weights, output=source.output, tile_weights=source.tile_weights)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
@@ -26,18 +26,21 @@ class LikelihoodSettings(Frozen):
     """Of a Gaussian, in squared units of the target; fitted on the training data by default."""
 
 
+RoleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")]
+
+
 class DataRoles(Frozen):
     """Which data set plays which role."""
 
     train: DataSettings
     """What the network was, or will be, trained on; the posterior is fitted on it."""
-    extensions: Mapping[str, DataSettings] = Field(default_factory=dict)
+    extensions: Mapping[RoleName, DataSettings] = Field(default_factory=dict)
     """Name -> data added to `train` later: finished sums are extended, not done again."""
     validation: DataSettings | None = None
     """For choosing prior precision, temperature and data fraction."""
-    evaluation: Mapping[str, DataSettings] = Field(default_factory=dict)
+    evaluation: Mapping[RoleName, DataSettings] = Field(default_factory=dict)
     """Name -> data with targets to score; the first one is the inside of out-of-distribution detection."""
-    out_of_distribution: Mapping[str, DataSettings] = Field(default_factory=dict)
+    out_of_distribution: Mapping[RoleName, DataSettings] = Field(default_factory=dict)
     """Name -> data that the network should be unsure about."""
 
 

@@ -1,7 +1,7 @@
 """From a request to its graph of stages."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from afterfit.errors import ConfigError
@@ -19,8 +19,10 @@ def posterior_plan(request: FitRequest) -> list[Stage]:
     """The stages of a fit in an order in which each finds its inputs finished.
 
     Raises:
-        ConfigError: if the method is to be tuned by validation and there are no validation data.
+        ConfigError: if the method does not fit the data, or is to be tuned by validation data that are not there.
     """
+    train = request.data["train"]
+    request.method.check(train.num_examples, request.num_outputs)
     declared = dict(_declarations(request))
     roles = _extend(request, declared)
     stages: dict[str, Stage] = {}
@@ -38,7 +40,7 @@ def _extend(request: FitRequest, declared: dict[str, Declaration]) -> Mapping[st
     roles: dict[str, Mapping[str, str]] = {}
     sums = {name: each for name, each in declared.items() if each.extended_by is not None and request.extensions}
     for name, declaration in declared.items():
-        inputs = {role: f"{up}-extended" if up in sums else up for role, up in declaration.inputs.items()}
+        inputs = {role: f"{up}-with-extensions" if up in sums else up for role, up in declaration.inputs.items()}
         declared[name] = replace(declaration, inputs=inputs)
     for name, declaration in sums.items():
         assert declaration.extended_by is not None
@@ -47,7 +49,7 @@ def _extend(request: FitRequest, declared: dict[str, Declaration]) -> Mapping[st
             parts[role] = f"{name}-{role}"
             declared[parts[role]] = declaration
             roles[parts[role]] = {"train": role}
-        declared[f"{name}-extended"] = Declaration(recipe=declaration.extended_by(tuple(parts)), inputs=parts)
+        declared[f"{name}-with-extensions"] = Declaration(recipe=declaration.extended_by(tuple(parts)), inputs=parts)
     return roles
 
 
@@ -135,27 +137,19 @@ def _stage(
     roles: Mapping[str, str],
 ) -> Stage:
     inputs = {role: done[upstream] for role, upstream in declaration.inputs.items()}
+    data: dict[str, Any] = {role: request.data[roles.get(role, role)].identity for role in declaration.data}
+    if name == "point_estimate":  # neither cuts nor memory reach it: another choice of weights trains nothing again
+        context = {"network": request.network.identity, "output": request.network.output}
+        return Stage(name, declaration.recipe, inputs, data, context, roles)
     context: dict[str, Any] = {}
     if declaration.data:
+        inputs["network"] = done["point_estimate"]
         context = {
-            "network": request.network.identity,
             "layout": request.layout.fingerprint,
             "micro_batch": request.micro_batch,
             "memory_gb": request.memory_gb,
+            "num_shards": {role: request.data[roles.get(role, role)].num_shards for role in declaration.data},
         }
-        if name != "point_estimate":
-            inputs["network"] = done["point_estimate"]
-    if "noise" in done and _has_likelihood(declaration.recipe):
+    if "noise" in done and isinstance(getattr(declaration.recipe, "likelihood", None), Gaussian):
         inputs["noise"] = done["noise"]
-    data = {
-        role: {"identity": played.identity, "num_shards": played.num_shards}
-        for role in declaration.data
-        for played in (request.data[roles.get(role, role)],)
-    }
     return Stage(name, declaration.recipe, inputs, data, context, roles)
-
-
-def _has_likelihood(recipe: Any) -> bool:
-    return is_dataclass(recipe) and any(
-        field.name == "likelihood" and field.type is not str for field in fields(recipe)
-    )

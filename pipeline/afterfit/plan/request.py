@@ -1,7 +1,7 @@
 """What is asked for, resolved: the same record from a configuration file and from Python."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from afterfit.layout import Layout
@@ -20,6 +20,14 @@ class Method(Protocol):
     data_fraction: Any
     complement: Any
     tuning: Any
+
+    def check(self, num_examples: int, num_outputs: int) -> None:
+        """Refuse choices that the training data cannot meet, before any work.
+
+        Raises:
+            ConfigError: with the number that fits.
+        """
+        ...
 
     def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
         """Its stages by name."""
@@ -46,7 +54,7 @@ class FitRequest:
     memory_gb: float = 2.0
     micro_batch: int = 1
     forward_flops: float = 0.0  # of one example
-    facts: Mapping[str, Any] = field(default_factory=dict)  # for people; never in a key
+    device: str | None = None  # that workers put the network on; never part of a key
 
     def bench(self, store_uri: str, inputs: Mapping[str, str], roles: Mapping[str, str] | None = None) -> BenchSpec:
         """What the workers of one stage need; `roles` lets other data play a role for it."""
@@ -59,5 +67,6 @@ class FitRequest:
             state_bytes=self.state_bytes,
             memory_gb=self.memory_gb,
             micro_batch=self.micro_batch,
+            device=self.device,
             inputs=inputs,
         )

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,8 @@ def finish(
     if all(store.find(stage.place) for stage in plan):
         # No engine is opened, so that a second run needs no cluster.
         return {stage.name: Ran(stage, store.read(stage.place), True, 0.0) for stage in plan}, []
+    if where is not None and where.gpus:
+        request = replace(request, device="cuda")
     log = StageLog(store, display or Silent())
     ended = "partial"
     try:

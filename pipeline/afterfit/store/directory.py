@@ -175,7 +175,8 @@ class Store:
             return None if data is None else json.loads(data)
         except ValueError as error:
             raise ArtifactError(
-                f"{name} in the store {self.uri} is damaged: run `afterfit run` with its configuration again."
+                f"{name} in the store {self.uri} is damaged: delete it, then run `afterfit run` with its "
+                "configuration again."
             ) from error
 
     def records(self, prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from afterfit.algebra import Cursor, Result, Unit
+from afterfit.network.functional import check_usable
 from afterfit.network.workbench import Outline, Workbench
 
 
@@ -29,5 +30,5 @@ class _Check:
     bench: Workbench
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:
-        network = self.bench.network
-        return Result(facts={"is_loaded": True, "num_weights": network.layout.num_weights})
+        check_usable(self.bench.network.module)
+        return Result(facts={"is_loaded": True})

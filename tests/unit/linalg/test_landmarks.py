@@ -58,9 +58,7 @@ def test_fewer_landmarks_are_the_first_of_more(choice):
 
 def test_all_rows_are_all_rows():
     examples, outputs = balanced_landmarks(np.zeros(7, dtype=np.int64), 3, 21, Seed(1))
-    assert sorted(zip(examples.tolist(), outputs.tolist(), strict=True)) == [
-        (i, c) for i in range(7) for c in range(3)
-    ]
+    assert sorted(zip(examples.tolist(), outputs.tolist(), strict=True)) == [(i, c) for i in range(7) for c in range(3)]
 
 
 def test_more_than_all_are_refused_with_the_number_there_is():

@@ -16,9 +16,7 @@ def matrix(rank: int, seed: int = 1) -> Tensor:
     return (basis * torch.logspace(1, -1, rank, dtype=torch.float64)) @ basis.T
 
 
-def factor(
-    curvature_PP: Tensor, num_probes: int, dtype: torch.dtype = torch.float64
-) -> tuple[NystromFactor, Tensor]:
+def factor(curvature_PP: Tensor, num_probes: int, dtype: torch.dtype = torch.float64) -> tuple[NystromFactor, Tensor]:
     """The factor, and its columns U (P, K)."""
     probes_PS = signs(Seed(2).key(), range(len(curvature_PP)), num_probes, dtype=torch.float64)
     image_PS = (curvature_PP @ probes_PS).to(dtype).double()

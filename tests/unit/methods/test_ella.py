@@ -22,9 +22,7 @@ NUM_LANDMARKS = 18
 def fit(folder: Path, method: Ella, memory_gb: float = 2.0) -> dict[str, StoredArtifact]:
     """Artifacts by stage, of an in-process run."""
     examples = CASE.examples
-    items = [
-        {"input": examples.inputs["input"][i], "label": examples.labels[i]} for i in range(CASE.num_examples)
-    ]
+    items = [{"input": examples.inputs["input"][i], "label": examples.labels[i]} for i in range(CASE.num_examples)]
     request = request_from_objects(
         CASE.module(),
         {"train": items},
@@ -52,7 +50,7 @@ def whole(tmp_path_factory) -> dict[str, StoredArtifact]:
 
 def dense_landmark_rows(landmarks: StoredArtifact) -> Tensor:
     table = landmarks.table("landmarks")
-    return dense_training_rows(CASE)[table["example"].to_numpy(), table["output"].to_numpy()]
+    return dense_training_rows(CASE)[table["example"].to_pylist(), table["output"].to_pylist()]
 
 
 def projector(artifact: StoredArtifact) -> Tensor:
@@ -81,18 +79,14 @@ def test_the_gram_is_that_of_the_dense_rows_and_the_basis_spans_its_leading_eige
     rows_MP = dense_landmark_rows(whole["landmarks"])
     values, vectors = torch.linalg.eigh(rows_MP @ rows_MP.T)
     # float64, sums of some hundred terms
-    assert torch.allclose(
-        whole["gram"].tensor("eigenvalues"), values.flip(0), rtol=1e-10, atol=1e-12 * values[-1]
-    )
+    assert torch.allclose(whole["gram"].tensor("eigenvalues"), values.flip(0), rtol=1e-10, atol=1e-12 * values[-1])
     expected_PK = rows_MP.T @ vectors.flip(1)[:, :6] / values.flip(0)[:6].sqrt()
     assert torch.allclose(projector(whole["basis"]), expected_PK @ expected_PK.T, atol=1e-9)
     basis_PK = torch.cat(list(whole["basis"].tiles("basis").values()))
     assert torch.allclose(basis_PK.T @ basis_PK, torch.eye(6, dtype=torch.float64), atol=1e-10)
 
 
-def test_pairs_of_chunks_and_groups_of_tiles_give_the_gram_and_basis_of_one_chunk_to_rounding(
-    whole, tmp_path
-):
+def test_pairs_of_chunks_and_groups_of_tiles_give_the_gram_and_basis_of_one_chunk_to_rounding(whole, tmp_path):
     # Two chunks of rows with a tile of 48 weights take 48 x 8 x 10 bytes of explicit rows.
     memory_gb = 48 * 8 * 10 / 0.75e9 * 1.01
     num_chunks, num_groups = units(whole["landmarks"], memory_gb)
@@ -116,8 +110,8 @@ def test_pairs_of_chunks_and_groups_of_tiles_give_the_gram_and_basis_of_one_chun
 
 
 def test_groups_alone_change_no_bit(whole, tmp_path):
-    # All landmark rows with one tile fit, with two they do not.
-    memory_gb = 48 * 8 * (NUM_LANDMARKS + 6) / 0.75e9 * 1.01
+    # All landmark rows of one tile and its columns fit twice over, those of two tiles do not.
+    memory_gb = 48 * 8 * (NUM_LANDMARKS + 2 * 6) / 0.75e9 * 1.01
     num_chunks, num_groups = units(whole["landmarks"], memory_gb)
     assert num_chunks == 1
     assert num_groups > 2
@@ -132,9 +126,7 @@ def test_fewer_features_are_the_first_of_more(whole, tmp_path):
         # Products with fewer columns may round otherwise.
         assert torch.allclose(columns_PK, whole["basis"].tiles("basis")[name][:, :4], atol=1e-13)
     inside = whole["curvature"].tensor("curvature")[:, :4, :4]
-    assert torch.allclose(
-        few["curvature"].tensor("curvature"), inside, rtol=1e-10, atol=1e-12 * float(inside.max())
-    )
+    assert torch.allclose(few["curvature"].tensor("curvature"), inside, rtol=1e-10, atol=1e-12 * float(inside.max()))
 
 
 def test_features_beyond_the_rank_are_left_out_with_a_note(tmp_path):

@@ -35,9 +35,7 @@ NUM_FEATURES = 3
 def curvature(counts: list[int]) -> Curvature:
     """Chunks of so many examples, each of which adds a curvature of about one."""
     roots = normals(Seed(1), len(counts), NUM_FEATURES, NUM_FEATURES, dtype=torch.float64)
-    chunks = torch.stack(
-        [count * root @ root.T / NUM_FEATURES for count, root in zip(counts, roots, strict=True)]
-    )
+    chunks = torch.stack([count * root @ root.T / NUM_FEATURES for count, root in zip(counts, roots, strict=True)])
     return Curvature(chunks, -torch.tensor(counts, dtype=torch.float64), torch.tensor(counts))
 
 
@@ -118,9 +116,8 @@ def test_the_ladder_of_prefixes_is_geometric_and_holds_both_ends():
 
 def test_a_prefix_is_the_sum_of_its_chunks():
     chunks = curvature([3, 4, 5])
-    total, log_density = chunks.prefix(2)
-    assert torch.equal(total, chunks.chunks_nKK[0] + chunks.chunks_nKK[1])
-    assert log_density == -7.0
+    assert torch.equal(chunks.prefix(2), chunks.chunks_nKK[0] + chunks.chunks_nKK[1])
+    assert chunks.log_density(2) == -7.0
 
 
 @pytest.mark.parametrize("at", [AUTO_PRIORS[0], AUTO_PRIORS[-1], AUTO_PRIORS[-1] * 3])
@@ -144,7 +141,7 @@ def features(likelihood: str, num_outputs: int) -> Features:
 
 
 def dense_covariance(chunks: Curvature, choice: Choice, psi: Tensor) -> Tensor:
-    inside = chunks.prefix(choice.num_chunks)[0] / choice.temperature
+    inside = chunks.prefix(choice.num_chunks) / choice.temperature
     precision = inside + choice.prior_precision * torch.eye(NUM_FEATURES, dtype=torch.float64)
     return psi @ torch.linalg.solve(precision, psi.mT)
 
@@ -158,9 +155,7 @@ def test_the_objective_of_a_regression_is_the_gaussian_density_of_the_validation
     variance = dense_covariance(chunks, CHOICE, cached.features_NCK).diagonal(dim1=1, dim2=2) + 0.3
     density = torch.distributions.Normal(cached.mean_NC, variance.sqrt()).log_prob(cached.targets).sum(1)
     # float64, sums of 40 terms
-    assert validation_objective(recipe, chunks, cached)(CHOICE) == pytest.approx(
-        -density.mean().item(), rel=1e-10
-    )
+    assert validation_objective(recipe, chunks, cached)(CHOICE) == pytest.approx(-density.mean().item(), rel=1e-10)
 
 
 def test_the_objective_of_classes_is_the_nll_of_the_link():
@@ -175,9 +170,7 @@ def test_the_objective_of_yes_or_no_is_the_nll_of_the_link():
     chunks, cached = curvature([3, 4, 5]), features("bernoulli", 1)
     variance = dense_covariance(chunks, CHOICE, cached.features_NCK).diagonal(dim1=1, dim2=2)
     scaled = cached.mean_NC / (1 + math.pi / 8 * variance).sqrt()
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(
-        scaled[:, 0], cached.targets.double()
-    ).item()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(scaled[:, 0], cached.targets.double()).item()
     recipe = replace(AUTO, likelihood=Bernoulli())
     assert validation_objective(recipe, chunks, cached)(CHOICE) == pytest.approx(expected, rel=1e-10)
 
@@ -216,5 +209,5 @@ def test_posterior_at_a_choice_has_the_curvature_of_its_prefix_over_its_temperat
     chunks = curvature([3, 4, 5])
     posterior = posterior_at(chunks, CHOICE, "none")
     root = posterior.root_KK
-    expected = chunks.prefix(2)[0] / 3.0 + 0.4 * torch.eye(NUM_FEATURES, dtype=torch.float64)
+    expected = chunks.prefix(2) / 3.0 + 0.4 * torch.eye(NUM_FEATURES, dtype=torch.float64)
     assert torch.allclose(torch.linalg.inv(root @ root.T), expected, rtol=1e-10)

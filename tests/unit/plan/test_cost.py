@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from afterfit.engine import open_engine
-from afterfit.errors import ResourceError
+from afterfit.errors import ConfigError, ResourceError
 from afterfit.methods.ella import Ella
 from afterfit.methods.ggn_nystrom import GgnNystrom
 from afterfit.network.likelihoods import Categorical
@@ -106,11 +106,10 @@ def test_units_bytes_and_work_are_those_of_a_run(ran):
         assert 0.4 < counted[stage].flops / seen.flops[stage] < 2.5, stage
 
 
-def test_more_landmarks_than_rows_are_not_counted():
-    asked = requested("ella")
-    few = replace(asked, method=Ella(num_landmarks=64 * NUM_OUTPUTS, num_features=8))
-    many = replace(asked, method=Ella(num_landmarks=10_000, num_features=8))
-    assert costs(posterior_plan(few), few)["basis"] == costs(posterior_plan(many), many)["basis"]
+def test_more_landmarks_than_rows_are_refused_before_anything_is_counted():
+    asked = replace(requested("ella"), method=Ella(num_landmarks=64 * NUM_OUTPUTS + 1, num_features=8))
+    with pytest.raises(ConfigError, match=f"only {64 * NUM_OUTPUTS} rows"):
+        posterior_plan(asked)
 
 
 def test_what_is_explicit_stays_within_memory_when_there_is_little():

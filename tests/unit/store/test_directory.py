@@ -83,7 +83,7 @@ def test_a_part_that_went_away_or_changed_is_named_with_the_remedy(store, again,
     store.drop("s/k/unit/1")
     if again:
         store.write("s/k/unit/1", part(7))
-    with pytest.raises(ArtifactError, match=rf"s/k/unit/1, .*, {what}: delete s/k/manifest.json"):
+    with pytest.raises(ArtifactError, match=rf"s/k/unit/1, .*, {what}: delete the file s/k/manifest.json"):
         store.read("s/k").tensor("v")
     with pytest.raises(ArtifactError, match=what):
         store.verify("s/k")
