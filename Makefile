@@ -1,5 +1,5 @@
 # Two commands for everybody, each from nothing:
-#   make quickstart   fit a posterior on this machine (about two minutes on two cores, no download but the packages)
+#   make quickstart   fit a posterior on this machine (about a minute on two cores, no download but the packages)
 #   make test         lint, types and all tests
 # Another interpreter: make PYTHON=python3.12 test. pip's own settings (PIP_INDEX_URL, ...) are respected.
 PYTHON ?= python3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold
 from afterfit.network.likelihoods import Likelihood
-from afterfit.network.workbench import Outline, Workbench, bound_likelihood
+from afterfit.network.workbench import Outline, Workbench, bound_likelihood, shard_units
 from afterfit.precision import CORE
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
@@ -39,14 +39,6 @@ class SubspaceCurvature:
     def on(self, bench: Workbench) -> "_CurvatureTask":
         """Needs the network, the training data and the basis."""
         return _CurvatureTask(bound_likelihood(self.likelihood, bench), bench)
-
-
-def shard_units(outline: Outline, role: str) -> list[Unit]:
-    """One unit for each shard of a data set."""
-    return [
-        Unit(f"shard-{number:05d}", {"start": shard.start, "stop": shard.stop}, cost=len(shard))
-        for number, shard in enumerate(outline.shards(role))
-    ]
 
 
 @dataclass(frozen=True)

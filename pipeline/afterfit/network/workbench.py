@@ -90,6 +90,14 @@ class Declaration:
     """Of a sum over "train": from the roles of the first sum and of those over data added later, to their union."""
 
 
+def shard_units(outline: Outline, role: str) -> list[Unit]:
+    """One unit for each shard of a data set."""
+    return [
+        Unit(f"shard-{number:05d}", {"start": shard.start, "stop": shard.stop}, cost=len(shard))
+        for number, shard in enumerate(outline.shards(role))
+    ]
+
+
 def bound_likelihood(likelihood: Likelihood, outline: Outline) -> Likelihood:
     """The likelihood with its noise known: a Gaussian's unknown variance is the artifact that plays `noise`."""
     if isinstance(likelihood, Gaussian) and likelihood.noise_variance is None:

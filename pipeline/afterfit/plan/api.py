@@ -177,6 +177,8 @@ def fit(
     """
     scratch = tempfile.mkdtemp(prefix="afterfit-") if store is None else None
     opened = open_store(store or cast(str, scratch))
+    if scratch is not None:  # goes with the store that the posterior holds, or with a fit that fails
+        weakref.finalize(opened, shutil.rmtree, scratch, ignore_errors=True)
     chosen = likelihood_named(likelihood, noise_variance) if isinstance(likelihood, str) else likelihood
     data = {"train": dataset} | ({} if validation is None else {"validation": validation})
     request = request_from_objects(
@@ -196,10 +198,7 @@ def fit(
     record = FitRecord.of(request, plan)
     record.write(opened)
     view = Network(network, weights, output=output, tile_weights=record.tile_weights)
-    posterior = Posterior(view, opened, record)
-    if scratch is not None:
-        weakref.finalize(posterior, shutil.rmtree, scratch, ignore_errors=True)
-    return posterior
+    return Posterior(view, opened, record)
 
 
 def load(uri: str, network: nn.Module | None = None) -> Posterior:

@@ -64,6 +64,11 @@ def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
     objective = method.tuning
     if objective == "auto":
         objective = "validation" if "validation" in request.data else "marginal_likelihood"
+    if objective == "marginal_likelihood" and method.data_fraction == "auto":
+        raise ConfigError(
+            "Marginal likelihoods of different data cannot be compared; give validation data to choose "
+            "`method.data_fraction` by, or a number."
+        )
     validates = is_auto and objective == "validation"
     if validates and "validation" not in request.data:
         raise ConfigError(

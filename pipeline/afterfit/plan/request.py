@@ -2,24 +2,48 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from afterfit.layout import Layout
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Recipe
 from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
 from afterfit.posterior.links import Link
+from afterfit.posterior.subspace import Complement
 
 
 class Method(Protocol):
     """A method of the table: choices, and the stages they make, `basis` and `curvature` among them."""
 
-    name: str
-    prior_precision: Any
-    temperature: Any
-    data_fraction: Any
-    complement: Any
-    tuning: Any
+    @property
+    def name(self) -> str:
+        """Its name in the table."""
+        ...
+
+    @property
+    def prior_precision(self) -> float | Literal["auto"]:
+        """Inverse prior variance."""
+        ...
+
+    @property
+    def temperature(self) -> float | Literal["auto"]:
+        """T."""
+        ...
+
+    @property
+    def data_fraction(self) -> float | Literal["auto"]:
+        """Part of the data that is summed."""
+        ...
+
+    @property
+    def complement(self) -> Complement:
+        """What is outside the subspace."""
+        ...
+
+    @property
+    def tuning(self) -> Literal["auto", "validation", "marginal_likelihood"]:
+        """What chooses the other `auto`s."""
+        ...
 
     def check(self, num_examples: int, num_outputs: int) -> None:
         """Refuse choices that the training data cannot meet, before any work.

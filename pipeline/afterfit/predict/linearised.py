@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
@@ -49,10 +49,7 @@ class OutputFeatures:
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Shards of the data set."""
-        return [
-            Unit(f"shard-{number:05d}", {"start": shard.start, "stop": shard.stop}, cost=len(shard))
-            for number, shard in enumerate(outline.shards(self.role))
-        ]
+        return shard_units(outline, self.role)
 
     def on(self, bench: Workbench) -> "_FeaturesTask":
         """Needs the network, the data set and the basis."""

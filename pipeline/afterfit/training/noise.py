@@ -8,7 +8,7 @@ import torch
 
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold
 from afterfit.errors import NumericalError
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import CORE
 
 
@@ -21,10 +21,7 @@ class NoiseVariance:
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Shards of the training data."""
-        return [
-            Unit(f"shard-{number:05d}", {"start": shard.start, "stop": shard.stop}, cost=len(shard))
-            for number, shard in enumerate(outline.shards("train"))
-        ]
+        return shard_units(outline, "train")
 
     def on(self, bench: Workbench) -> "ResidualSum":
         """Needs the network and the training data."""
