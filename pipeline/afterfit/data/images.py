@@ -26,7 +26,7 @@ def read_images(
         table: has the column.
         indexes: of the examples in the data set; they name the draws of the augmentation.
         reader: how to read.
-        augment: fixed random flips and crops of the pixels before scaling, or None.
+        augment: fixed random changes of the pixels before scaling, or None.
         place: position in the table -> words for a message.
 
     Raises:
@@ -46,7 +46,7 @@ def read_images(
 
 
 def augmented(pixels_CHW: np.ndarray, augment: Augment, index: int) -> np.ndarray:
-    """Flip and crop as the bits at the place (seed, "augment", index) say, whatever batch it is in."""
+    """Change it as the draws at places named by the seed and the index say, whatever batch it is in."""
     bits = Seed(augment.seed).child("augment", index).key()
     if augment.flip and bits & 1:
         pixels_CHW = pixels_CHW[:, :, ::-1]
@@ -57,7 +57,27 @@ def augmented(pixels_CHW: np.ndarray, augment: Augment, index: int) -> np.ndarra
         border = (augment.crop, augment.crop)
         padded = np.pad(pixels_CHW, ((0, 0), border, border))
         pixels_CHW = padded[:, top : top + height, left : left + width]
+    if augment.zoom < 1:
+        pixels_CHW = _zoomed(pixels_CHW, augment.zoom, Seed(augment.seed).child("zoom", index).numpy())
+    if augment.jitter:
+        pixels_CHW = _jittered(pixels_CHW, augment.jitter, Seed(augment.seed).child("jitter", index).numpy())
     return pixels_CHW
+
+
+def _zoomed(pixels_CHW: np.ndarray, least_area: float, random: np.random.Generator) -> np.ndarray:
+    """A random part of the picture, of its proportions, resized to the whole."""
+    _, height, width = pixels_CHW.shape
+    side = np.sqrt(random.uniform(least_area, 1))
+    rows, columns = max(1, round(height * side)), max(1, round(width * side))
+    top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+    return _resized(pixels_CHW[:, top : top + rows, left : left + columns], (height, width))
+
+
+def _jittered(pixels_CHW: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
+    """Contrast about the picture's mean, and that mean, each times a random factor."""
+    contrast, brightness = random.uniform(1 - strength, 1 + strength, size=2)
+    mean = pixels_CHW.mean()
+    return ((pixels_CHW - mean) * contrast + mean * brightness).round().clip(0, 255).astype(np.uint8)
 
 
 def _decoded(value: Any, reader: ImageColumn, position: int, place: Place) -> np.ndarray:

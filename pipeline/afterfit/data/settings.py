@@ -166,7 +166,10 @@ class Columns(Frozen):
 
 
 class Augment(Frozen):
-    """Random flips and crops of pictures, fixed by seed and example: the same in every pass."""
+    """Random changes of pictures, fixed by the seed and the example's index: the same in every pass.
+
+    Training pictures stand in for new ones only where the change is one that the network was not trained with.
+    """
 
     seed: NonNegativeInt = 0
     """Root of the draws; another seed gives another augmented copy of the data."""
@@ -176,6 +179,12 @@ class Augment(Frozen):
 
     crop: NonNegativeInt = 0
     """Pixels of zeros added on each side before cutting the original size out at random."""
+
+    zoom: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least part of the area that is cut out at random and resized to the whole; 1 leaves it out."""
+
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Contrast and brightness are each multiplied by a random factor up to so much above or below 1."""
 
 
 class DataSettings(Frozen):

@@ -21,7 +21,7 @@ from afterfit.precision import CORE, norm
 from afterfit.seeds import Seed
 
 AUTO_PRIORS = [10 ** (half / 2) for half in range(-8, 17)]
-AUTO_TEMPERATURES = [10 ** (half / 2) for half in range(7)]
+AUTO_TEMPERATURES = [10 ** (half / 2) for half in range(11)]
 NUM_PREFIXES = 12
 TUNING_DRAWS = 128
 REFINEMENTS = (10**0.25, 10**0.125)
@@ -103,7 +103,7 @@ class Tuning:
     A point whose objective is not finite is never chosen.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     verb: ClassVar[str] = "map"
 
     likelihood: Likelihood

@@ -149,3 +149,19 @@ def test_all_windows_are_drawn_about_equally_often():
     assert len(counts) == 18
     # 200 expected each, standard deviation 13.7: five of them.
     assert max(abs(count - 200) for count in counts.values()) < 69
+
+
+def test_zoom_and_jitter_depend_on_the_seed_and_the_index_only_and_keep_the_kind_of_the_pixels():
+    settings = Augment(seed=3, zoom=0.3, jitter=0.5)
+    picture = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(3, 8, 8)
+    made = [augmented(picture, settings, index) for index in range(20)]
+    assert all(one.dtype == np.uint8 and one.shape == picture.shape for one in made)
+    assert all(np.array_equal(augmented(picture, settings, index), one) for index, one in enumerate(made))
+    assert len({one.tobytes() for one in made}) == 20
+    assert not np.array_equal(augmented(picture, Augment(seed=4, zoom=0.3, jitter=0.5), 0), made[0])
+
+
+def test_zoom_of_a_constant_picture_and_jitter_of_none_change_nothing():
+    flat = np.full((1, 6, 6), 77, dtype=np.uint8)
+    assert np.array_equal(augmented(flat, Augment(zoom=0.2), 5), flat)
+    assert np.array_equal(augmented(PIXELS, Augment(zoom=1.0, jitter=0.0), 5), PIXELS)
