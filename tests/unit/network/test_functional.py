@@ -133,20 +133,27 @@ def test_outputs_without_logits_are_refused():
 
 
 @pytest.mark.parametrize(
-    "noisy",
-    [nn.Dropout(0.1), nn.Dropout2d(0.5), nn.BatchNorm1d(2), nn.BatchNorm2d(2)],
-    ids=lambda part: type(part).__name__,
+    "part", [nn.Dropout(0.1), nn.BatchNorm1d(2), nn.LayerNorm(2)], ids=lambda part: type(part).__name__
 )
-def test_train_mode_is_refused_where_it_changes_the_outputs(noisy):
-    module = nn.Sequential(linear(), noisy)
-    noisy.train()
-    with pytest.raises(NetworkError, match=r"train mode and '1'.*`network\.eval\(\)`"):
+def test_any_part_in_train_mode_is_refused_by_name_since_dropout_is_not_always_a_module(part):
+    module = nn.Sequential(linear(), part).eval()
+    check_usable(module)
+    part.train()
+    with pytest.raises(NetworkError, match=r"train mode \('1' is\).*`network\.eval\(\)`"):
         check_usable(module)
-    check_usable(module.eval())
 
 
-def test_train_mode_is_harmless_where_nothing_depends_on_it():
-    check_usable(nn.Sequential(linear(), nn.Dropout(0.0), nn.LayerNorm(2)).train())
+def test_batch_norm_without_running_statistics_is_refused_since_outputs_depend_on_the_batch():
+    module = nn.Sequential(linear(), nn.BatchNorm1d(2, track_running_stats=False)).eval()
+    with pytest.raises(NetworkError, match="track_running_stats"):
+        check_usable(module)
+
+
+def test_running_statistics_that_are_not_finite_are_refused_by_name():
+    module = nn.Sequential(linear(), nn.BatchNorm1d(2)).eval()
+    module[1].running_var[0] = float("nan")
+    with pytest.raises(NetworkError, match=r"'1\.running_var' of the network is not finite"):
+        check_usable(module)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -154,7 +161,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value):
     module = nn.Sequential(linear(), linear(2, 2))
     with torch.no_grad():
         module[1].bias[1] = value
-    with pytest.raises(NetworkError, match=r"'1\.bias' is not finite"):
+    with pytest.raises(NetworkError, match=r"'1\.bias' of the network is not finite"):
         Network(module)
 
 
