@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says how busy the machine is, and nothing about the program.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Some numbers change with the thread count, and test processes share few cores.
 torch.set_num_threads(1)

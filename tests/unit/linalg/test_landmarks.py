@@ -20,7 +20,7 @@ def choices(draw):
 
 
 @given(choices())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_are_distinct_and_exist(choice):
     labels, num_outputs, num_landmarks, _ = choice
     examples, outputs = balanced_landmarks(*choice)
@@ -31,7 +31,7 @@ def test_rows_are_distinct_and_exist(choice):
 
 
 @given(choices())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_examples_serve_equally_often_and_any_first_ones_are_balanced_over_the_classes(choice):
     labels, _, num_landmarks, _ = choice
     examples, _ = balanced_landmarks(*choice)
@@ -47,7 +47,7 @@ def test_examples_serve_equally_often_and_any_first_ones_are_balanced_over_the_c
 
 
 @given(choices())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_fewer_landmarks_are_the_first_of_more(choice):
     labels, num_outputs, num_landmarks, seed = choice
     all_examples, all_outputs = balanced_landmarks(labels, num_outputs, len(labels) * num_outputs, seed)

@@ -33,7 +33,7 @@ def example_targets(likelihood: Likelihood, num: int, num_outputs: int, seed: in
 
 
 @by_name
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num=st.integers(1, 4),
     num_outputs=st.integers(2, 6),

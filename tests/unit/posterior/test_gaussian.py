@@ -101,7 +101,7 @@ def test_without_covariance_draws_are_the_mean():
     assert torch.equal(case.draw(SEED, 4), torch.ones(4, 2, 3))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(0, 8), st.integers(0, 10_000))
 def test_covariances_are_positive_semi_definite(outputs: int, rank: int, number: int):
     root = normals(Seed(number), 2, outputs, rank)

@@ -154,7 +154,7 @@ def test_without_covariance_the_probabilities_are_those_of_the_mean(link, dtype,
     torch.testing.assert_close(found, expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(list(LINKS)),
     st.integers(2, 12),

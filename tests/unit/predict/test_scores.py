@@ -92,7 +92,7 @@ def test_the_confidence_table_counts_every_example_once():
     assert set(table["dataset"].to_pylist()) == {"test"}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.lists(st.integers(0, 6), min_size=1, max_size=30))
 def test_auroc_with_ties_is_scikit_learns(positive: list[int], negative: list[int]):
     found = scores.auroc(torch.tensor(positive), torch.tensor(negative))

@@ -37,7 +37,7 @@ def assert_same_bits(left: torch.Tensor, right: torch.Tensor) -> None:
     assert torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TENSORS)
 def test_every_dtype_and_shape_comes_back_bit_for_bit_even_mixed_in_one_family(kinds):
     tiles = [(f"t{index}", random_bits(DTYPES[dtype][0], shape, index)) for index, (dtype, shape) in enumerate(kinds)]
