@@ -21,6 +21,7 @@ from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
+from afterfit.rows.protocol import RowBackend
 from afterfit.seeds import Seed, signs
 
 IMAGE_SHARE = 0.25
@@ -166,7 +167,7 @@ class SketchSum:
 
     def accumulate(self, state: State, batch: Batch) -> State:
         """Add R^T (R Omega) of one micro-batch, in place."""
-        rows = row_backend(self.bench.network, self.bench.memory_gb).rows(batch, self.recipe.likelihood.root)
+        rows = self._backend.rows(batch, self.recipe.likelihood.root)
         pushed_BSk = rows.times(self._probes)
         for tile, image_PS in rows.transpose_times(pushed_BSk, self.tiles):
             state[f"image/{tile}"].add_(image_PS.cpu())
@@ -178,6 +179,10 @@ class SketchSum:
                     self.recipe.likelihood.log_density(rows.outputs_BC, targets).double().sum().cpu()
                 )
         return state
+
+    @cached_property
+    def _backend(self) -> RowBackend:
+        return row_backend(self.bench.network, self.bench.memory_gb)
 
     @cached_property
     def _probes(self) -> Mapping[str, Tensor]:

@@ -14,6 +14,7 @@ from afterfit.network.workbench import Outline, Workbench, bound_likelihood, sha
 from afterfit.precision import CORE
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
+from afterfit.rows.protocol import RowBackend
 
 NUM_CHUNKS = 8
 """Prefixes of a shard whose curvature is kept apart, so that an early stop can be chosen without another pass."""
@@ -92,7 +93,7 @@ class CurvatureSum:
         """Add one micro-batch: (root of Lambda) J V, then its Gram."""
         position, examples = batch
         chunk = f"{position * min(NUM_CHUNKS, self.num_positions) // self.num_positions:02d}"
-        rows = row_backend(self.bench.network, self.bench.memory_gb).rows(examples, self.likelihood.root)
+        rows = self._backend.rows(examples, self.likelihood.root)
         features_RK = rows.times(self.basis).flatten(0, 1).to(CORE)
         curvature_KK = (features_RK.T @ features_RK).cpu()
         new = dict(state)
@@ -102,6 +103,10 @@ class CurvatureSum:
             new[f"log_density/{chunk}"] = state[f"log_density/{chunk}"] + density_B.double().sum().cpu()
         new[f"count/{chunk}"] = state[f"count/{chunk}"] + len(examples)
         return new
+
+    @cached_property
+    def _backend(self) -> RowBackend:
+        return row_backend(self.bench.network, self.bench.memory_gb)
 
     def merge(self, left: State, right: State) -> State:
         """Chunk by chunk."""

@@ -56,6 +56,11 @@ class DataSource:
     settings: DataSettings | None = None
     examples: Examples | None = None
 
+    @property
+    def shards(self) -> Sequence[range]:
+        """The fixed shard table."""
+        return shard_ranges(self.num_examples, 0.0, self.num_shards)
+
 
 @dataclass(frozen=True)
 class BenchSpec:
@@ -110,8 +115,7 @@ class Bench:
 
     def shards(self, role: str) -> Sequence[range]:
         """Its fixed shard table."""
-        source = self.spec.data[role]
-        return shard_ranges(source.num_examples, 0.0, source.num_shards)
+        return self.spec.data[role].shards
 
     def input(self, role: str) -> Artifact:
         """The finished artifact that plays a role, opened once."""

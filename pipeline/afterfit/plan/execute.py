@@ -23,9 +23,14 @@ class Status(StrEnum):
 
 def status_of(stage: Stage, store: Store) -> Status:
     """From markers only: its own, or any of its pieces'."""
-    if store.find(stage.place) is not None:
+    return status_at(stage.place, store.find(stage.place), store)
+
+
+def status_at(place: str, found: StoredArtifact | None, store: Store) -> Status:
+    """The same of a place that was looked up already."""
+    if found is not None:
         return Status.DONE
-    return Status.PARTIAL if store.places(stage.place) else Status.MISSING
+    return Status.PARTIAL if store.places(place) else Status.MISSING
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from afterfit.engine import Engine, EngineName, open_engine
+from afterfit.engine import EngineName, open_engine
 from afterfit.plan.config import RunConfig
 from afterfit.plan.cost import Cost, check_fits, costs
-from afterfit.plan.execute import Ran, Status, execute, status_of
+from afterfit.plan.execute import Ran, Status, execute, status_at, status_of
 from afterfit.plan.fitted import FitRecord
 from afterfit.plan.log import Display, Silent, StageLog, figures_of
 from afterfit.plan.posterior import posterior_plan
@@ -134,34 +133,29 @@ def finish(
     Returns:
         What became of each stage, and what the engine had to say.
     """
-    if all(store.find(stage.place) for stage in plan):
-        # No engine is opened, so that a second run needs no cluster.
-        return {stage.name: Ran(stage, store.read(stage.place), True, 0.0) for stage in plan}, []
-    if where is not None and where.gpus:
+    done = {stage.name: Ran(stage, found, True, 0.0) for stage in plan if (found := store.find(stage.place))}
+    if len(done) == len(plan):  # no engine is opened, so that a second run needs no cluster
+        return done, []
+    where = where or Where()
+    if where.gpus:
         request = replace(request, device="cuda")
     log = StageLog(store, display or Silent())
     ended = "partial"
     try:
-        with _engine(store, where or Where(), log) as engine:
+        with open_engine(
+            where.engine,
+            store,
+            address=where.address,
+            workers=where.workers,
+            resources=Resources(num_gpus=where.gpus),
+            threads=where.threads,
+            events=log.tell,
+        ) as engine:
             ran = execute(plan, request, engine, store, log.watch)
         ended = "done"
     finally:
         log.close(ended)
     return ran, log.notes
-
-
-@contextmanager
-def _engine(store: Store, where: Where, log: StageLog) -> Iterator[Engine]:
-    with open_engine(
-        where.engine,
-        store,
-        address=where.address,
-        workers=where.workers,
-        resources=Resources(num_gpus=where.gpus),
-        threads=where.threads,
-        events=log.tell,
-    ) as engine:
-        yield engine
 
 
 def status(store: Store) -> tuple[RunRecord, pa.Table]:
@@ -174,7 +168,7 @@ def status(store: Store) -> tuple[RunRecord, pa.Table]:
     rows = []
     for name, place in record.stages.items():
         found = store.find(place)
-        state = Status.DONE if found else Status.PARTIAL if store.places(place) else Status.MISSING
+        state = status_at(place, found, store)
         stored = found.num_bytes if found else None
         rows.append(
             {

@@ -8,7 +8,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from afterfit.data.shards import shard_ranges
 from afterfit.layout import Layout
 from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
@@ -79,8 +78,7 @@ class Sizes:
 
     def shards(self, role: str) -> Sequence[range]:
         """The shard table."""
-        source = self.request.data[self.roles.get(role, role)]
-        return shard_ranges(source.num_examples, 0.0, source.num_shards)
+        return self.request.data[self.roles.get(role, role)].shards
 
     def input(self, role: str) -> "Expected":
         """An artifact that is not there yet, as far as its sizes are known."""
