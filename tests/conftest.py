@@ -1,10 +1,12 @@
-"""What every test may ask for: one thread, real data and networks, one Ray, and processes to be killed."""
+"""What every test may ask for: real data and networks, one Ray, one object store, processes to be killed."""
 
 import multiprocessing
 import os
+import urllib.request
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -67,3 +69,38 @@ def ray_address(importable: None) -> Iterator[str]:
     context = ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=6)
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """A server of the S3 protocol on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A boto3 client with the empty buckets `data` and `fits`; everything that reads S3 finds the same server."""
+    import boto3
+    import s3fs
+
+    # Its objects belong to the process: another test's would still be there.
+    urllib.request.urlopen(urllib.request.Request(f"{s3_address}/moto-api/reset", method="POST")).close()
+    given = {
+        "AWS_ENDPOINT_URL": s3_address,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3")
+    for name in ("data", "fits"):
+        client.create_bucket(Bucket=name)
+    return client

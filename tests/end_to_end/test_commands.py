@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,33 +162,7 @@ def _curvature_of_both(project: Path) -> torch.Tensor:
     return torch.linalg.eigvalsh(curvature_KK).flip(0)
 
 
-@pytest.fixture
-def bucket(monkeypatch) -> Iterator[Any]:
-    """An S3 client with the buckets `data` and `fits`, on loopback."""
-    import boto3
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    given = {
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    for name in ("data", "fits"):
-        client.create_bucket(Bucket=name)
-    yield client
-    server.stop()
-
-
-def test_a_store_in_s3_has_the_digests_of_a_folder_and_data_may_be_there_too(project, bucket):
+def test_a_store_in_s3_has_the_digests_of_a_folder_and_data_may_be_there_too(project, s3):
     good("run", "tiny.yaml")
     here = good("run", "tiny.yaml", "--store", "s3://fits/tiny")
     assert len(computed(here)) == 13
@@ -198,7 +171,7 @@ def test_a_store_in_s3_has_the_digests_of_a_folder_and_data_may_be_there_too(pro
     assert set(states(good("status", "s3://fits/tiny")).values()) == {"done"}
 
     for name in (*SIZES, "far"):
-        bucket.upload_file(f"{name}.parquet", "data", f"set/{name}.parquet")
+        s3.upload_file(f"{name}.parquet", "data", f"set/{name}.parquet")
     tree = config()
     for role in ("train", "validation"):
         tree["data"][role]["path"] = f"s3://data/set/{role}.parquet"
@@ -215,5 +188,5 @@ def test_a_store_in_s3_has_the_digests_of_a_folder_and_data_may_be_there_too(pro
         "--out",
         "s3://fits/out/p.parquet",
     )
-    bucket.download_file("fits", "out/p.parquet", "p.parquet")
+    s3.download_file("fits", "out/p.parquet", "p.parquet")
     assert pq.read_table("p.parquet").num_rows == SIZES["more"]

@@ -11,39 +11,18 @@ from afterfit.errors import DataError
 TABLE = pa.table({"x": [1.0, 2.0, 3.0, 4.0], "label": [0, 1, 2, 0]})
 
 
-@pytest.fixture(scope="module")
-def server():
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    yield "http://{}:{}".format(*running.get_host_and_port())
-    running.stop()
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
-    import boto3
-    import s3fs
+def put(s3):
+    """Writes a table as an object of the bucket `data`; two are there."""
 
-    keys = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="data")
-
-    def put(name, table):
+    def write(name, table):
         sink = pa.BufferOutputStream()
         parquet.write_table(table, sink)
-        client.put_object(Bucket="data", Key=name, Body=sink.getvalue().to_pybytes())
+        s3.put_object(Bucket="data", Key=name, Body=sink.getvalue().to_pybytes())
 
-    put("set/0.parquet", TABLE.slice(0, 3))
-    put("set/1.parquet", TABLE.slice(3))
-    yield put
-    for listed in client.list_objects_v2(Bucket="data").get("Contents", []):
-        client.delete_object(Bucket="data", Key=listed["Key"])
-    client.delete_bucket(Bucket="data")
+    write("set/0.parquet", TABLE.slice(0, 3))
+    write("set/1.parquet", TABLE.slice(3))
+    return write
 
 
 def opened(path):
@@ -53,7 +32,7 @@ def opened(path):
 @pytest.mark.parametrize(
     ("path", "rows"), [("s3://data/set", 4), ("s3://data/set/*.parquet", 4), ("s3://data/set/0.parquet", 3)]
 )
-def test_objects_folders_and_globs_are_read(path, rows, bucket):
+def test_objects_folders_and_globs_are_read(path, rows, put):
     examples = opened(path)
     assert examples.num_examples == rows
     assert examples.targets().tolist() == TABLE["label"].to_pylist()[:rows]
@@ -61,19 +40,19 @@ def test_objects_folders_and_globs_are_read(path, rows, bucket):
     assert batch.inputs["x"].tolist() == TABLE["x"].to_pylist()[:rows][::-1]
 
 
-def test_the_identity_is_by_etag_and_a_changed_object_is_noticed_when_it_is_opened(bucket):
+def test_the_identity_is_by_etag_and_a_changed_object_is_noticed_when_it_is_opened(put):
     examples = opened("s3://data/set")
     files = examples.identity()["origin"]["files"]
     assert [file["name"] for file in files] == ["0.parquet", "1.parquet"]
     assert all(file["digest"].startswith("etag:") for file in files)
-    bucket("set/1.parquet", pa.table({"x": [9.0], "label": [0]}))
+    put("set/1.parquet", pa.table({"x": [9.0], "label": [0]}))
     examples.batch([0])
     with pytest.raises(DataError, match=r"data file '1.parquet' has changed"):
         examples.batch([3])
     assert opened("s3://data/set").identity() != examples.identity()
 
 
-def test_a_missing_object_is_told(bucket):
+def test_a_missing_object_is_told(put):
     with pytest.raises(DataError, match="Found no data at 's3://data/none'"):
         opened("s3://data/none")
     with pytest.raises(DataError, match="s3://elsewhere/none"):

@@ -1,7 +1,5 @@
 """A store on disk, and one behind the S3 protocol on loopback."""
 
-import os
-
 import pytest
 import torch
 
@@ -12,40 +10,6 @@ from afterfit.store.directory import Store, open_store
 @pytest.fixture
 def store(tmp_path) -> Store:
     return open_store(str(tmp_path / "store"))
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint():
-    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def s3_uri(s3_endpoint):
-    """A bucket that exists, reached as boto reaches it: by environment variables."""
-    import boto3
-
-    given = {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    boto3.client("s3").create_bucket(Bucket="fits")
-    yield "s3://fits/runs"
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from afterfit.store.directory import open_store
 
 
 @pytest.fixture
-def remote(s3_uri, request):
-    return open_store(f"{s3_uri}/{request.node.name}")
+def remote(s3, request):
+    return open_store(f"s3://fits/runs/{request.node.name}")
 
 
 def keys(remote) -> list[str]:
@@ -104,19 +104,19 @@ def test_damage_is_named(remote, result, harm):
         remote.verify("a")
 
 
-def test_an_endpoint_in_the_uri_travels_with_the_store(s3_uri, s3_endpoint, monkeypatch, result):
+def test_an_endpoint_in_the_uri_travels_with_the_store(s3, s3_address, monkeypatch, result):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    store = open_store(f"{s3_uri}/endpoint?endpoint_override={s3_endpoint}")
+    store = open_store(f"s3://fits/runs/endpoint?endpoint_override={s3_address}")
     digest = store.write("a", result).digest
     assert pickle.loads(pickle.dumps(store)).read("a").digest == digest
 
 
-def test_a_bucket_that_is_not_there_is_named(s3_uri):
+def test_a_bucket_that_is_not_there_is_named(s3):
     with pytest.raises(StoreError, match="make the bucket elsewhere first"):
         open_store("s3://elsewhere/runs")
 
 
-def test_a_service_that_does_not_answer_is_one_sentence(s3_uri, monkeypatch):
+def test_a_service_that_does_not_answer_is_one_sentence(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"cannot be opened: .*credentials, then run the same command") as caught:
         open_store("s3://fits/runs")
