@@ -106,6 +106,17 @@ def test_partial_rounds_of_another_arithmetic_start_again_and_say_so(tmp_path):
     assert Counter(log.read_text().splitlines())["leaf 2 shard-1 0"] == 2
 
 
+@pytest.mark.parametrize(("toy", "again"), [("map", "accumulate shard-1 0"), ("reduce", "accumulate shard-1 0")])
+def test_finished_pieces_of_another_arithmetic_are_made_again_and_this_is_said(tmp_path, expected, toy, again):
+    uri, log = str(tmp_path / "store"), tmp_path / "log"
+    with pytest.raises(NumericalError):
+        run_toys([toy], uri, log, fail_at="accumulate shard-3 0", threads=2)
+    run = run_toys([toy], uri, log, threads=1)
+    assert any("finished pieces were made on" in note and "threads 1" in note for note in run.notes)
+    assert Counter(log.read_text().splitlines())[again] == 2
+    assert run.digests == of_toys(expected, toy)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_ray_gives_the_bits_of_the_in_process_engine(tmp_path, ray_address, expected, workers):

@@ -119,9 +119,13 @@ class Bench:
             )
         )
 
-    def trail(self, place: str) -> Trail:
-        """The saves below `place`. The bound object is built first: it may wake the device."""
+    def wake(self) -> None:
+        """Build the bound object, which may wake the device: the arithmetic is known only then."""
         _ = self.bound
+
+    def trail(self, place: str) -> Trail:
+        """The saves below `place`."""
+        self.wake()
         return Trail(self.store, place, self.settings.checkpoint_s, lambda text: self.tell(Kind.NOTE, note=text))
 
     def broadcast(self, place: str) -> State:

@@ -58,8 +58,8 @@ class Trail:
                 made_on = artifact.about.get("arithmetic")
                 if made_on == arithmetic():
                     return self.read(self._known[-1])
-                here = _words(arithmetic())
-                self._note(f"{artifact.place} was saved on {_words(made_on)}; it is not used on {here}.")
+                here = words(arithmetic())
+                self._note(f"{artifact.place} was saved on {words(made_on)}; it is not used on {here}.")
             except ArtifactError as error:
                 self._note(f"A save cannot be used and is dropped: {error}")
             self._store.drop(self._at(self._known.pop()))
@@ -119,5 +119,6 @@ def positions(store: Store, place: str) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _words(made_on: Any) -> str:
+def words(made_on: Any) -> str:
+    """An arithmetic, for people."""
     return ", ".join(f"{name} {value}" for name, value in (made_on or {"unknown": "arithmetic"}).items())

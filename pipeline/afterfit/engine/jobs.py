@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from afterfit.algebra import Result, State, Unit
 from afterfit.engine.bench import Bench
+from afterfit.engine.cursor import arithmetic, words
+from afterfit.engine.events import Kind
 from afterfit.engine.progress import appended
 from afterfit.engine.tree import Union, merged
 
@@ -151,6 +153,28 @@ class Settle:
         """Leaves the newest usable round as the newest."""
         if bench.trail(self.place).last() is None:
             bench.store.drop(self.sums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sift:
+    """Drops the finished pieces of an unfinished stage that another arithmetic made: they would show in the bits."""
+
+    place: str  # what the pieces are below; never an artifact itself
+    name: str = "resume"
+    needs: tuple[str, ...] = ()
+
+    def run(self, bench: Bench) -> None:
+        """Leaves what this worker could have made, bit for bit."""
+        bench.wake()
+        here, dropped = arithmetic(), []
+        for place in bench.store.places(self.place):
+            made_on = bench.store.read(place).about.get("arithmetic")
+            if made_on != here:
+                bench.store.drop(place)
+                dropped.append(words(made_on))
+        if dropped:
+            told = f"{len(dropped)} finished pieces were made on {dropped[0]}; on {words(here)} they are made again."
+            bench.tell(Kind.NOTE, note=told)
 
 
 def total(store: Store, roots: tuple[str, ...]) -> State:

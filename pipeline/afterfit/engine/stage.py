@@ -47,18 +47,17 @@ class StagedEngine:
         if found := self.store.find(work.place):
             return found
         places = [f"{work.place}/unit/{unit.name}" for unit in work.units]
-        existing = set(self.store.places(f"{work.place}/unit"))
-        pairs = zip(places, work.units, strict=True)
-        missing = [jobs.RunUnit(place=place, unit=unit) for place, unit in pairs if place not in existing]
         with self._hire(work) as crew:
-            crew.run(missing)
+            existing = self._pieces(f"{work.place}/unit", crew)
+            pairs = zip(places, work.units, strict=True)
+            crew.run([jobs.RunUnit(place=place, unit=unit) for place, unit in pairs if place not in existing])
         return self.store.adopt(work.place, places, work.facts, {"arithmetic": arithmetic(), **work.about})
 
     def reduce(self, work: Work) -> StoredArtifact:
         """See `Engine.reduce`."""
         if self.store.find(work.place) is None:
             with self._hire(work) as crew:
-                roots, summing = self._sum(work.place, work.units)
+                roots, summing = self._sum(work.place, work.units, crew)
                 crew.run([*summing, jobs.Finalise(place=work.place, needs=roots)])
         return self._concluded(work)
 
@@ -82,7 +81,7 @@ class StagedEngine:
         while self.store.read(last).facts["stop"] is None:
             number += 1
             sums, place = f"{work.place}/sum/{number:08d}", f"{rounds}/{number:08d}"
-            roots, summing = self._sum(sums, work.units, broadcast=last)
+            roots, summing = self._sum(sums, work.units, crew, broadcast=last)
             crew.run([*summing, jobs.Advance(place=place, number=number, before=last, needs=roots)])
             self.store.drop(last)
             self.store.drop(sums)
@@ -90,10 +89,10 @@ class StagedEngine:
         crew.run([jobs.Conclude(place=work.place, last=last, number=number)])
 
     def _sum(
-        self, place: str, units: Sequence[Unit], broadcast: str | None = None
+        self, place: str, units: Sequence[Unit], crew: Crew, broadcast: str | None = None
     ) -> tuple[tuple[str, ...], list[Job]]:
         """Places of the roots, and the jobs that lead there."""
-        existing = set(self.store.places(f"{place}/node"))
+        existing = self._pieces(f"{place}/node", crew)
         roots: list[str] = []
         summing: list[Job] = []
         for tree in trees(place, units):
@@ -107,6 +106,12 @@ class StagedEngine:
                     unit = tree.units[node.number]
                     summing.append(jobs.SumUnit(place=tree.at(node), below=place, unit=unit, broadcast=broadcast))
         return tuple(roots), summing
+
+    def _pieces(self, place: str, crew: Crew) -> set[str]:
+        """The finished pieces below `place` that this crew could have made."""
+        if self.store.places(place):
+            crew.run([jobs.Sift(place=place)])
+        return set(self.store.places(place))
 
     def _concluded(self, work: Work) -> StoredArtifact:
         """The stage's artifact; what led there is dropped."""
