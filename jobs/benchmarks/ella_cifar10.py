@@ -48,8 +48,11 @@ TARGETS: Mapping[str, Target] = {
     **{f"{net}_ella_nll": ("<=", nll + 0.005) for net, nll in ORACLE_NLL.items() if net != "resnet20"},
     "resnet20_ood_auroc_gain": (">=", 0.0),
     "resnet20_complement_ood_auroc_gain": (">=", 0.0),
+    "resnet20_ray_digests_equal": (">=", 1.0),
     "time_ratio_laplace_torch_over_afterfit": (">=", 2.0),
 }
+FEW = {"train": 500, "validation": 100, "test": 200, "cifar100": 100}
+"""Images on which the engines are compared."""
 TIMED_STAGES = ("landmarks", "gram", "basis", "curvature")
 NUM_CHOOSING = 1000
 
@@ -57,16 +60,30 @@ NUM_CHOOSING = 1000
 def fit(net: str, subset: Mapping[str, int], store: Path) -> Outcome:
     """The fit of one network; finished stages are not repeated."""
     overrides = [
-        f"data.train.take={subset['train']}",
-        f"data.validation.take={subset['validation']}",
-        f"data.evaluation.test.take={subset['test']}",
-        f"data.out_of_distribution.cifar100.take={subset['cifar100']}",
+        *taking(subset),
         f"method.num_features={max(FEATURES[net])}",
         "method.complement=prior",
         *(["memory_gb=4"] if net != "resnet20" else []),  # fewer passes over the landmarks
     ]
     config = read_config(str(ROOT / f"configs/cifar10_resnet/ella_{net}.yaml"), overrides)
     return run(prepare(config, str(store / net)), where=Where(threads=1))
+
+
+def taking(subset: Mapping[str, int]) -> list[str]:
+    """Overrides of a configuration that take the first images only."""
+    roles = {"test": "evaluation.test", "cifar100": "out_of_distribution.cifar100"}
+    return [f"data.{roles.get(role, role)}.take={count}" for role, count in subset.items()]
+
+
+def same_on_ray(store: Path) -> dict[str, float]:
+    """The part of a small fit's artifacts that has the same digests in this process and on two Ray workers."""
+    config = read_config(
+        str(ROOT / "configs/cifar10_resnet/ella_resnet20.yaml"), [*taking(FEW), "method.num_landmarks=200"]
+    )
+    here = run(prepare(config, str(store / "here")), where=Where(threads=1)).ran
+    ray = run(prepare(config, str(store / "ray")), where=Where(engine="ray", workers=2)).ran
+    equal = [here[stage].artifact.digest == ray[stage].artifact.digest for stage in here]
+    return {"resnet20_ray_digests_equal": sum(equal) / len(equal), "resnet20_ray_stages_compared": float(len(equal))}
 
 
 def evaluate(net: str, outcome: Outcome) -> dict[str, float]:
@@ -174,6 +191,8 @@ def main() -> int:
         told = ", ".join(f"{count} {role}" for role, count in subset.items())
         open_record("ella_cifar10", given.budget, TARGETS).adding(evaluate(net, outcome), **{net: told})
     if given.only is None:
+        told = ", ".join(f"{count} {role}" for role, count in FEW.items())
+        open_record("ella_cifar10", given.budget, TARGETS).adding(same_on_ray(given.store / "engines"), engines=told)
         compare()
     return 1 if show(open_record("ella_cifar10", given.budget, TARGETS)) else 0
 
