@@ -168,9 +168,9 @@ class SketchSum:
     def accumulate(self, state: State, batch: Batch) -> State:
         """Add R^T (R Omega) of one micro-batch, in place."""
         rows = self._backend.rows(batch, self.recipe.likelihood.root)
-        pushed_BSk = rows.times(self._probes)
-        for tile, image_PS in rows.transpose_times(pushed_BSk, self.tiles):
-            state[f"image/{tile}"].add_(image_PS.cpu())
+        images = {tile.name: state[f"image/{tile.name}"] for tile in self.tiles}
+        for part in rows.parts():
+            part.transpose_times(part.times(self._probes), images)
         if self._is_first:
             state["count/all"].add_(len(batch))
             if batch.targets is not None:

@@ -238,7 +238,8 @@ def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     count, outputs, probes = sizes.num_examples("train"), sizes.num_outputs, recipe.num_probes
     groups = len({unit.tree for unit in units})
     image = probes * sizes.num_weights
-    back = sizes.rows(count, outputs) / len(sizes.row_groups) + 2.0 * count * outputs * image
+    again = 0.0 if sizes.keeps_rows else outputs * sizes.forward(count)  # the rows are made again
+    back = groups * again + sizes.products(count, probes)
     widest = max(_weights_of(unit, sizes) for unit in units)
     return Counted(
         groups * sizes.times(count, probes) + back,

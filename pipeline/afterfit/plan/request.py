@@ -10,6 +10,7 @@ from afterfit.network.workbench import Declaration, Recipe
 from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
 from afterfit.posterior.links import Link
 from afterfit.posterior.subspace import Complement
+from afterfit.rows.coverage import Coverage
 
 
 class Method(Protocol):
@@ -78,6 +79,7 @@ class FitRequest:
     memory_gb: float = 2.0
     micro_batch: int = 1
     forward_flops: float = 0.0  # of one example
+    coverage: Coverage | None = None  # of the tape's rules
     device: str | None = None  # that workers put the network on; never part of a key
 
     def bench(self, store_uri: str, inputs: Mapping[str, str], roles: Mapping[str, str] | None = None) -> BenchSpec:

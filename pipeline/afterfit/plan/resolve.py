@@ -26,6 +26,7 @@ from afterfit.plan.config import RunConfig
 from afterfit.plan.request import FitRequest, Method
 from afterfit.precision import state_dtype
 from afterfit.rows.planning import micro_batch
+from afterfit.rows.tape import TapeBackend
 from afterfit.store.directory import Store
 from afterfit.training.loaded import LoadedWeights
 from afterfit.training.point_estimate import PointEstimate
@@ -161,9 +162,9 @@ def _measured(
 ) -> FitRequest:
     """With outputs and FLOPs counted on first examples, every label checked, and shards laid out."""
     outputs, flops = count_first(network, examples["train"], "train")
-    size = (
-        micro_batch(request.layout, outputs, request.memory_gb, request.state_bytes) if micro == "auto" else int(micro)
-    )
+    coverage = TapeBackend(network).coverage(examples["train"].batch([0]))
+    sizes = (request.layout, outputs, request.memory_gb, request.state_bytes, coverage.gradient_numbers)
+    size = micro_batch(*sizes) if micro == "auto" else int(micro)
     # A forward pass, and for each of the C rows about two: one to the activations and one to the weights.
     seconds = flops * (1 + 2 * outputs) / REFERENCE_FLOPS
     wanted = None if num_shards == "auto" else int(num_shards)
@@ -181,7 +182,7 @@ def _measured(
         data[role] = DataSource(
             identity=opened.identity(), num_examples=opened.num_examples, num_shards=len(shards), examples=opened
         )
-    return replace(request, num_outputs=outputs, micro_batch=size, forward_flops=flops, data=data)
+    return replace(request, num_outputs=outputs, micro_batch=size, forward_flops=flops, coverage=coverage, data=data)
 
 
 def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tuple[int, float]:

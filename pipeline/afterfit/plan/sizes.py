@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import pyarrow as pa
 import torch
@@ -13,7 +12,7 @@ from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
-from afterfit.rows.functional import ROWS_SHARE
+from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE, SLICE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +83,23 @@ class Sizes:
         """An artifact that is not there yet, as far as its sizes are known."""
         return Expected(self.num_landmarks, self.num_probes, self.num_features)
 
-    @cached_property
-    def row_groups(self) -> list[int]:
-        """Weights of each group of tiles whose explicit rows of a micro-batch fit the memory."""
-        row_bytes = self.micro_batch * self.num_outputs * self.state_bytes
-        groups = self.layout.groups(row_bytes, ROWS_SHARE * self.memory_gb * GB)
-        return [sum(tile.size for tile in group) for group in groups]
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the explicit rows of a micro-batch stay for a second verb."""
+        return self._explicit_bytes <= KEPT_SHARE * self.memory_gb * GB
+
+    @property
+    def _explicit_bytes(self) -> float:
+        return float(self.micro_batch * self.num_outputs * self.num_weights * self.state_bytes)
 
     @property
     def row_bytes(self) -> float:
-        """Explicit rows of a micro-batch."""
-        return self.micro_batch * self.num_outputs * self.state_bytes * max(self.row_groups)
+        """Explicit rows of a micro-batch, and the gradients that they are made of."""
+        coverage = self.request.coverage
+        numbers = coverage.gradient_numbers if coverage else 0
+        gradients = float(self.micro_batch * self.num_outputs * numbers * self.state_bytes)
+        explicit = self._explicit_bytes if self.keeps_rows else float(SLICE_BYTES)
+        return explicit + min(gradients, GRADIENTS_SHARE * self.memory_gb * GB)
 
     def columns_bytes(self, num_columns: int) -> float:
         """Columns (P, k) as they are held: all of them, or a tile at a time."""
@@ -107,15 +112,18 @@ class Sizes:
         return examples * self.request.forward_flops
 
     def rows(self, examples: float, num_cotangents: int) -> float:
-        """FLOPs of rows: a forward pass, and for each cotangent about two, for every group of tiles."""
-        return self.forward(examples) * (1 + 2 * num_cotangents) * len(self.row_groups)
+        """FLOPs of explicit rows: a forward pass, and for each cotangent a backward pass and the outer products."""
+        return self.forward(examples) * (1 + 2 * num_cotangents)
+
+    def products(self, examples: float, num_columns: int) -> float:
+        """FLOPs of explicit rows times columns, or of their transpose."""
+        return 2.0 * examples * self.num_outputs * self.num_weights * num_columns
 
     def times(self, examples: float, num_columns: int) -> float:
         """FLOPs of R V: by rows and products, or column by column in forward mode where columns are fewer."""
         if num_columns < self.num_outputs:
             return self.forward(examples) * (1 + 2 * num_columns)
-        products = 2.0 * examples * self.num_outputs * self.num_weights * num_columns
-        return self.rows(examples, self.num_outputs) + products
+        return self.rows(examples, self.num_outputs) + self.products(examples, num_columns)
 
 
 @dataclass(frozen=True)

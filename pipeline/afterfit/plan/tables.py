@@ -50,7 +50,12 @@ def plan_table(prepared: Prepared) -> Table:
 
 
 def _total(prepared: Prepared) -> str:
-    """One sentence under the plan."""
+    """What is under the plan: how rows are made, and the sum of the costs."""
+    coverage = prepared.request.coverage
+    return f"{_remaining(prepared)}\n{coverage.sentence()}" if coverage else _remaining(prepared)
+
+
+def _remaining(prepared: Prepared) -> str:
     remaining = list(prepared.remaining.values())
     if not remaining:
         return "Nothing is to be done."

@@ -5,17 +5,17 @@ One example at a time, all of its cotangents in one batched backward pass. That 
 is no slower than `vmap` over examples (ResNet-20, one thread: 17.9 against 13.7 images a second).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from afterfit.algebra import Batch
 from afterfit.layout import Tile
 from afterfit.network.functional import Network
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
+from afterfit.rows.forward_mode import has_forward_mode, push_forward
 from afterfit.rows.protocol import Cotangents
 
 ROWS_SHARE = 0.5
@@ -30,7 +30,7 @@ class FunctionalBackend:
     def __init__(self, network: Network, memory_gb: float = 2.0):
         self.network = network
         self.budget = ROWS_SHARE * memory_gb * GB
-        self.forward_mode = not _freezes_padding(network.module)
+        self.forward_mode = has_forward_mode(network)
 
     def rows(self, batch: Batch, cotangents: Cotangents) -> "FunctionalRows":
         """The rows of a micro-batch, computed when a verb asks for them."""
@@ -66,11 +66,15 @@ class FunctionalRows:
         self.groups = network.layout.groups(row_bytes, budget)
         self._explicit: dict[str, Tensor] = {}
 
+    def parts(self) -> Iterator["FunctionalRows"]:
+        """All rows at once: an example's passes are its own."""
+        yield self
+
     def times(self, columns: Mapping[str, Tensor]) -> Tensor:
         """R V, (B, S, k): see `Rows.times`."""
         num_columns = next(iter(columns.values())).shape[1]
         if self.forward_mode and num_columns < self.num_cotangents:
-            return self._push_forward(columns)
+            return push_forward(self.network, self.batch.inputs, self.cotangents_BSC, columns)
         total = torch.zeros(
             len(self.batch), self.num_cotangents, num_columns, dtype=CORE, device=self.outputs_BC.device
         )
@@ -78,11 +82,11 @@ class FunctionalRows:
             total += rows_BSP @ columns[name].to(rows_BSP)
         return total
 
-    def transpose_times(self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """R^T W by tile: see `Rows.transpose_times`."""
-        weights_Rk = weights_BSk.to(self.dtype).flatten(0, 1)
-        for name, rows_BSP in self._every_tile(tiles):
-            yield name, rows_BSP.flatten(0, 1).T @ weights_Rk
+    def transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Adds R^T W: see `Rows.transpose_times`."""
+        weights_Rk = weights_BSk.to(self.outputs_BC.device, self.dtype).flatten(0, 1)
+        for name, rows_BSP in self._every_tile(into):
+            into[name].add_((rows_BSP.flatten(0, 1).T @ weights_Rk).to(into[name].device))
 
     def gram(self) -> Tensor:
         """R_b R_b^T, (B, S, S): see `Rows.gram`."""
@@ -92,17 +96,16 @@ class FunctionalRows:
             total += rows_BSP @ rows_BSP.mT
         return total
 
-    def squares(self, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """The sum of R*R by tile: see `Rows.squares`."""
-        for name, rows_BSP in self._every_tile(tiles):
-            yield name, rows_BSP.square().sum(dim=(0, 1))
+    def squares(self, into: Mapping[str, Tensor]) -> None:
+        """Adds the sum of R*R: see `Rows.squares`."""
+        for name, rows_BSP in self._every_tile(into):
+            into[name].add_(rows_BSP.square().sum(dim=(0, 1)).to(into[name].device))
 
     def materialise(self, tiles: Sequence[Tile]) -> Iterator[tuple[str, Tensor]]:
         """The columns of these tiles: see `Rows.materialise`."""
-        return self._every_tile(tiles)
+        return self._every_tile({tile.name for tile in tiles})
 
-    def _every_tile(self, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
-        wanted = None if tiles is None else {tile.name for tile in tiles}
+    def _every_tile(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         for group in self.groups:
             chosen = [tile for tile in group if wanted is None or tile.name in wanted]
             if chosen:
@@ -135,34 +138,6 @@ class FunctionalRows:
                     _cut(of_block, tile, rows[tile.name][b, part])
         self._explicit = rows
         return rows
-
-    def _push_forward(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """U (J V) by forward mode, one column at a time; fused attention has none, so it is made plain."""
-        network = self.network
-        products = []
-        for column in range(next(iter(columns.values())).shape[1]):
-            flat = {name: tile_Pk[:, column] for name, tile_Pk in columns.items()}
-            tangent = {
-                name: direction.to(network.weights[name]) for name, direction in network.layout.assemble(flat).items()
-            }
-            # Weights that are not chosen would otherwise have a graph for reverse mode recorded as well.
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                products.append(torch.func.jvp(self._outputs_of, (network.weights,), (tangent,))[1])
-        moved_BCk = torch.stack(products, dim=-1).to(CORE)
-        return self.cotangents_BSC.to(CORE) @ moved_BCk
-
-    @property
-    def _outputs_of(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        return lambda weights: self.network(self.batch.inputs, weights)
-
-
-def _freezes_padding(module: nn.Module) -> bool:
-    """Whether an embedding keeps a padding row: reverse mode gives it no gradient, forward mode does.
-
-    Rows are what reverse mode gives, which is also what training saw.
-    """
-    embeddings = (part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
-    return any(part.padding_idx is not None for part in embeddings)
 
 
 def _cut(of_block: Mapping[str, Tensor | None], tile: Tile, into_SP: Tensor) -> None:

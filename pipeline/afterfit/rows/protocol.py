@@ -23,6 +23,13 @@ class Rows(Protocol):
     outputs_BC: Tensor
     num_cotangents: int  # S
 
+    def parts(self) -> Iterator["Rows"]:
+        """The same rows in runs of cotangents, each cheap to use twice; in the order of the cotangents.
+
+        A sum over rows, as R^T R V is, is best taken part by part: what one verb computed is at hand for the next.
+        """
+        ...
+
     def times(self, columns: Mapping[str, Tensor]) -> Tensor:
         """R V, (B, S, k) in float64, for V as tiles (P_tile, k), which may be lazy.
 
@@ -30,16 +37,19 @@ class Rows(Protocol):
         """
         ...
 
-    def transpose_times(self, weights_BSk: Tensor, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """R^T W by tile, each (P_tile, k), for W (B, S, k); of some tiles or of all."""
+    def transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Adds R^T W to the tiles given, each (P_tile, k), for W (B, S, k).
+
+        Only the rows' part in these tiles is computed.
+        """
         ...
 
     def gram(self) -> Tensor:
         """R_b R_b^T of each example, (B, S, S) in float64: the NTK of an example with itself."""
         ...
 
-    def squares(self, tiles: Sequence[Tile] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """The sum of R*R over the rows by tile, each (P_tile,)."""
+    def squares(self, into: Mapping[str, Tensor]) -> None:
+        """Adds the sum of R*R over the rows to the tiles given, each (P_tile,)."""
         ...
 
     def materialise(self, tiles: Sequence[Tile]) -> Iterator[tuple[str, Tensor]]:
@@ -48,7 +58,7 @@ class Rows(Protocol):
 
 
 class RowBackend(Protocol):
-    """Makes rows of one network. `functional` takes any module."""
+    """Makes rows of one network: `functional` and `tape`, equal to rounding on any module."""
 
     def rows(self, batch: Batch, cotangents: Cotangents) -> Rows:
         """The rows of a micro-batch."""

@@ -2,41 +2,26 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from afterfit.algebra import Batch
-from afterfit.layout import Layout
 from afterfit.network.functional import Network
 from afterfit.resources import GB
-from afterfit.rows.functional import ROWS_SHARE, FunctionalBackend, FunctionalRows
+from afterfit.rows.functional import ROWS_SHARE, FunctionalBackend
 from afterfit.rows.protocol import unit_cotangents
-from afterfit.seeds import Seed, normals
 from cases import ATTENTION_CASES, NETWORK_CASES, TILE_WEIGHTS, assert_near, case_named, dense_jacobian, flat
+from row_checks import (
+    assert_every_verb_is_dense,
+    by_tile,
+    dense_rows,
+    joined,
+    numbers,
+    some_cotangents,
+    squared,
+    transposed,
+)
 
 on_every_network = pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
-
-
-def numbers(name: str, *shape: int) -> Tensor:
-    return normals(Seed(7).child(name), *shape, dtype=torch.float64)
-
-
-def some_cotangents(num: int):
-    """Three, say, mixed directions an example; they differ between examples."""
-    return lambda outputs_BC: numbers("cotangents", len(outputs_BC), num, outputs_BC.shape[1]).to(outputs_BC)
-
-
-def by_tile(layout: Layout, columns_Pk: Tensor) -> dict[str, Tensor]:
-    return {tile.name: columns_Pk[tile.offset : tile.offset + tile.size] for tile in layout.tiles}
-
-
-def joined(parts) -> Tensor:
-    """Tiles in the order given, along the first dimension."""
-    return torch.cat([value for _, value in parts])
-
-
-def dense_rows(network: Network, batch: Batch, rows: FunctionalRows) -> Tensor:
-    """Cotangents times the dense Jacobian, (B, S, P)."""
-    return rows.cotangents_BSC.double() @ dense_jacobian(network, batch)
 
 
 def budget_for_groups_of(num_tiles: int, batch: Batch, num_cotangents: int) -> float:
@@ -57,18 +42,7 @@ def test_the_table_states_the_sizes_of_its_networks(case):
 def test_every_verb_agrees_with_the_dense_jacobian(case, batch_number):
     network, batch = case.network(), case.batches[batch_number]
     rows = FunctionalBackend(network).rows(batch, some_cotangents(3))
-    dense_BSP = dense_rows(network, batch, rows)
-    layout = network.layout
-
-    assert_near(rows.outputs_BC, network(batch.inputs).detach(), case.rtol)
-    few_Pk, many_Pk = numbers("few", layout.num_weights, 2), numbers("many", layout.num_weights, 5)
-    assert_near(rows.times(by_tile(layout, few_Pk)), dense_BSP @ few_Pk, case.rtol)
-    assert_near(rows.times(by_tile(layout, many_Pk)), dense_BSP @ many_Pk, case.rtol)
-    weights_BSk = numbers("weights", len(batch), 3, 4)
-    expected_Pk = torch.einsum("bsp,bsk->pk", dense_BSP, weights_BSk)
-    assert_near(joined(rows.transpose_times(weights_BSk)), expected_Pk, case.rtol)
-    assert_near(rows.gram(), dense_BSP @ dense_BSP.mT, case.rtol)
-    assert_near(joined(rows.squares()), dense_BSP.square().sum(dim=(0, 1)), case.rtol)
+    assert_every_verb_is_dense(network, batch, rows, case.rtol)
 
 
 @on_every_network
@@ -94,19 +68,20 @@ def test_some_tiles_are_the_slices_of_all(case):
     network, batch = case.network(), case.batches[0]
     backend = FunctionalBackend(network)
     rows, alone = (backend.rows(batch, some_cotangents(2)) for _ in range(2))  # the second never has all tiles
+    layout = network.layout
     weights_BSk = numbers("weights", len(batch), 2, 3)
     whole = {
-        "transpose_times": dict(rows.transpose_times(weights_BSk)),
-        "squares": dict(rows.squares()),
+        "transpose_times": transposed(layout, rows, weights_BSk),
+        "squares": squared(layout, rows),
         "materialise": dict(rows.materialise(network.layout.tiles)),
     }
     chosen = network.layout.tiles[1::2]
     some = {
-        "transpose_times": dict(alone.transpose_times(weights_BSk, chosen)),
-        "squares": dict(alone.squares(chosen)),
+        "transpose_times": transposed(layout, alone, weights_BSk, chosen),
+        "squares": squared(layout, alone, chosen),
         "materialise": dict(alone.materialise(chosen)),
-        "transpose_times, explicit": dict(rows.transpose_times(weights_BSk, chosen)),
-        "squares, explicit": dict(rows.squares(chosen)),
+        "transpose_times, explicit": transposed(layout, rows, weights_BSk, chosen),
+        "squares, explicit": squared(layout, rows, chosen),
     }
     for verb, parts in some.items():
         assert list(parts) == [tile.name for tile in chosen]
@@ -128,8 +103,10 @@ def test_the_budget_changes_the_groups_but_not_a_bit(case, num_columns):
     weights_BSk = numbers("weights", len(batch), 3, num_columns)
     assert torch.equal(cut.times(columns), whole.times(columns))
     assert torch.equal(cut.gram(), whole.gram())
-    assert torch.equal(joined(cut.squares()), joined(whole.squares()))
-    assert torch.equal(joined(cut.transpose_times(weights_BSk)), joined(whole.transpose_times(weights_BSk)))
+    assert torch.equal(joined(squared(network.layout, cut)), joined(squared(network.layout, whole)))
+    assert torch.equal(
+        joined(transposed(network.layout, cut, weights_BSk)), joined(transposed(network.layout, whole, weights_BSk))
+    )
 
 
 @on_every_network
@@ -147,7 +124,7 @@ def test_zero_cotangents_give_exact_zeros(case):
     columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 3))
     assert torch.count_nonzero(rows.times(columns)) == 0
     assert torch.count_nonzero(rows.gram()) == 0
-    assert torch.count_nonzero(joined(rows.squares())) == 0
+    assert torch.count_nonzero(joined(squared(network.layout, rows))) == 0
 
 
 @on_every_network
@@ -158,7 +135,7 @@ def test_float32_networks_keep_float32_rows_and_float64_sums(case):
     columns_Pk = numbers("columns", network.layout.num_weights, 4)
     product = rows.times(by_tile(network.layout, columns_Pk))
     assert product.dtype == rows.gram().dtype == torch.float64
-    assert joined(rows.squares()).dtype == torch.float32
+    assert joined(squared(network.layout, rows)).dtype == torch.float32
     # Float32 has a unit roundoff of 6e-8; a forward and a backward pass here lose a factor of 100 at most.
     assert_near(product, rows.cotangents_BSC.double() @ dense_jacobian(exact, batch) @ columns_Pk, rtol=1e-5)
 
@@ -199,7 +176,7 @@ def test_idle_weights_have_zero_rows(num_columns, is_frozen):
     columns_Pk = numbers("columns", network.layout.num_weights, num_columns)
     expected = dense_rows(network, batch, rows)
     assert_near(rows.times(by_tile(network.layout, columns_Pk)), expected @ columns_Pk, 1e-12)
-    assert_near(joined(rows.squares()), expected.square().sum(dim=(0, 1)), 1e-12)
+    assert_near(joined(squared(network.layout, rows)), expected.square().sum(dim=(0, 1)), 1e-12)
 
 
 def test_a_padding_row_has_no_gradient_whatever_the_number_of_columns():
@@ -231,5 +208,5 @@ def test_a_backward_pass_of_fewer_cotangents_gives_the_same_bits(case):
     network, batch = case.network(), case.batches[0]
     whole, cut = (FunctionalBackend(network).rows(batch, some_cotangents(3)) for _ in range(2))
     cut.pass_bytes = 1.0  # one cotangent a pass
-    assert torch.equal(joined(cut.squares()), joined(whole.squares()))
+    assert torch.equal(joined(squared(network.layout, cut)), joined(squared(network.layout, whole)))
     assert torch.equal(cut.gram(), whole.gram())

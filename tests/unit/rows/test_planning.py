@@ -4,8 +4,8 @@ import pytest
 
 from afterfit.layout import Block, Layout
 from afterfit.resources import GB
-from afterfit.rows.functional import ROWS_SHARE
-from afterfit.rows.planning import MAX_MICRO_BATCH, micro_batch
+from afterfit.rows.planning import ENOUGH_ROWS, MAX_MICRO_BATCH, micro_batch
+from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE
 
 
 def layout_of(num_weights: int) -> Layout:
@@ -13,29 +13,26 @@ def layout_of(num_weights: int) -> Layout:
 
 
 def test_small_networks_take_the_largest_micro_batch():
-    assert micro_batch(layout_of(1000), num_cotangents=10, memory_gb=2.0) == MAX_MICRO_BATCH
+    assert micro_batch(layout_of(1000), num_cotangents=10, memory_gb=2.0, gradient_numbers=1000) == MAX_MICRO_BATCH
 
 
-@pytest.mark.parametrize(
-    ("fits", "expected"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (31, 16), (32, 32), (99, 32)]
-)
-def test_it_is_the_largest_power_of_two_whose_rows_fit(fits, expected):
-    num_weights, num_cotangents = 1024, 4
-    one_example_gb = num_weights * num_cotangents * 4 / (ROWS_SHARE * GB)
-    memory_gb = (fits + 0.5) * one_example_gb
-    assert micro_batch(layout_of(num_weights), num_cotangents, memory_gb) == expected
+@pytest.mark.parametrize(("fits", "expected"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (31, 16), (32, 32), (99, 32)])
+def test_it_is_the_largest_power_of_two_whose_kept_rows_fit(fits, expected):
+    num_weights, num_cotangents = 1024, ENOUGH_ROWS
+    one_example_gb = num_weights * num_cotangents * 4 / (KEPT_SHARE * GB)
+    assert micro_batch(layout_of(num_weights), num_cotangents, (fits + 0.5) * one_example_gb) == expected
+
+
+@pytest.mark.parametrize(("fits", "expected"), [(0, 1), (1, 1), (3, 2), (8, 8)])
+def test_gradients_bound_it_where_rows_are_too_large_to_be_kept(fits, expected):
+    num_cotangents, numbers = 4, 1000
+    one_example_gb = numbers * num_cotangents * 4 / (GRADIENTS_SHARE * GB)
+    large = layout_of(10**9)
+    made = micro_batch(large, num_cotangents, (fits + 0.5) * one_example_gb, gradient_numbers=numbers)
+    assert made == expected
 
 
 def test_wider_numbers_halve_it():
-    memory_gb = 8.5 * 1024 * 4 * 4 / (ROWS_SHARE * GB)
-    assert micro_batch(layout_of(1024), 4, memory_gb, bytes_per_weight=4) == 8
-    assert micro_batch(layout_of(1024), 4, memory_gb, bytes_per_weight=8) == 4
-
-
-def test_what_it_says_fits_makes_one_group():
-    layout = layout_of(1000)
-    memory_gb = 5e-5
-    size = micro_batch(layout, 3, memory_gb)
-    assert 1 < size < MAX_MICRO_BATCH
-    assert len(layout.groups(size * 3 * 4, ROWS_SHARE * memory_gb * GB)) == 1
-    assert len(layout.groups(2 * size * 3 * 4, ROWS_SHARE * memory_gb * GB)) > 1
+    memory_gb = 8.5 * 1024 * 16 * 4 / (KEPT_SHARE * GB)
+    assert micro_batch(layout_of(1024), 16, memory_gb, bytes_per_number=4) == 8
+    assert micro_batch(layout_of(1024), 16, memory_gb, bytes_per_number=8) == 4

@@ -1,0 +1,91 @@
+"""Which weights the tape has rules for, found out on data: what the plan shows, and what a first micro-batch checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch
+from afterfit.rows.functional import FunctionalBackend
+
+if TYPE_CHECKING:
+    from afterfit.network.functional import Network
+    from afterfit.rows.tape import TapeRows
+
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
+"""Of a row's block, relative: attention and norms round, a wrong rule is off by all of it."""
+ROUNDING = 1e-4
+"""Part of the whole row below which a block is rounding only: softmax gives a key's bias no gradient, but noise."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How the rows of one network are made.
+
+    Attributes:
+        num_weights: P.
+        by_reverse_mode: block -> the operation for which there is no rule.
+        weights_by_reverse_mode: their number.
+        gradient_numbers: at the outputs of the layers, for one example and one cotangent.
+    """
+
+    num_weights: int
+    by_reverse_mode: Mapping[str, str]
+    weights_by_reverse_mode: int
+    gradient_numbers: int
+
+    @property
+    def fraction(self) -> float:
+        """Part of the weights that have rules."""
+        return 1 - self.weights_by_reverse_mode / self.num_weights
+
+    def sentence(self) -> str:
+        """For people."""
+        told = f"Rows: the tape has rules for {self.fraction:.4g} of the weights".replace(" 1 of", " all of")
+        if not self.by_reverse_mode:
+            return f"{told}."
+        named = ", ".join(f"{block} ({why})" for block, why in list(self.by_reverse_mode.items())[:3])
+        more = len(self.by_reverse_mode) - 3
+        return f"{told}; by reverse mode, example by example: {named}{f' and {more} more' if more > 0 else ''}."
+
+
+def coverage_of(network: Network, without_rule: Mapping[str, str], numbers: int) -> Coverage:
+    """The coverage after a pass over one example."""
+    sizes = {block.name: block.size for block in network.layout.blocks}
+    return Coverage(network.layout.num_weights, dict(without_rule), sum(sizes[name] for name in without_rule), numbers)
+
+
+def wrong_blocks(network: Network, rows: TapeRows, batch: Batch, cotangents_BSC: Tensor) -> dict[str, str]:
+    """Blocks whose first example's row is not what plain reverse mode gives.
+
+    The tape takes the first dimension of what layers are given to be examples. A network that moves them elsewhere,
+    or overwrites what a layer was given, is found out here.
+    Cost: a forward and a backward pass over one example for each group of tiles.
+    """
+    first = Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
+    reference = FunctionalBackend(network).rows(first, lambda _: cotangents_BSC[:1])
+    errors: dict[str, float] = {}
+    norms: dict[str, float] = {}
+    for group in reference.groups:
+        expected = dict(reference.materialise(group))
+        for tile in group:
+            ((_, made_BSP),) = rows.materialise([tile])
+            start = 0
+            for piece in tile.pieces:
+                place = slice(start, start + piece.size)
+                right = expected[tile.name][0, 0, place]
+                error = float((made_BSP[0, 0, place] - right).double().square().sum())
+                errors[piece.block] = errors.get(piece.block, 0.0) + error
+                norms[piece.block] = norms.get(piece.block, 0.0) + float(right.double().square().sum())
+                start += piece.size
+    largest = sum(norms.values()) ** 0.5
+    allowed = TOLERANCE.get(network.dtype, 0.1)
+    return {
+        block: "its input does not keep the examples first"
+        for block, error in errors.items()
+        if not error**0.5 <= allowed * norms[block] ** 0.5 + ROUNDING * largest
+    }
