@@ -235,11 +235,10 @@ def _scores(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noq
 
 
 def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
-    count, outputs, probes = sizes.num_examples("train"), sizes.num_outputs, recipe.num_probes
+    count, probes = sizes.num_examples("train"), recipe.num_probes
     groups = len({unit.tree for unit in units})
     image = probes * sizes.num_weights
-    again = 0.0 if sizes.keeps_rows else outputs * sizes.forward(count)  # the rows are made again
-    back = groups * again + sizes.products(count, probes)
+    back = sizes.transpose_times(count, probes)
     widest = max(_weights_of(unit, sizes) for unit in units)
     return Counted(
         groups * sizes.times(count, probes) + back,

@@ -12,7 +12,7 @@ from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
-from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE, SLICE_BYTES
+from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Sizes:
         coverage = self.request.coverage
         numbers = coverage.gradient_numbers if coverage else 0
         gradients = float(self.micro_batch * self.num_outputs * numbers * self.state_bytes)
-        explicit = self._explicit_bytes if self.keeps_rows else float(SLICE_BYTES)
+        explicit = self._explicit_bytes if self.keeps_rows else float(slice_bytes(self.memory_gb))
         return explicit + min(gradients, GRADIENTS_SHARE * self.memory_gb * GB)
 
     def columns_bytes(self, num_columns: int) -> float:
@@ -111,19 +111,24 @@ class Sizes:
         """FLOPs of forward passes."""
         return examples * self.request.forward_flops
 
-    def rows(self, examples: float, num_cotangents: int) -> float:
-        """FLOPs of explicit rows: a forward pass, and for each cotangent a backward pass and the outer products."""
-        return self.forward(examples) * (1 + 2 * num_cotangents)
-
-    def products(self, examples: float, num_columns: int) -> float:
-        """FLOPs of explicit rows times columns, or of their transpose."""
-        return 2.0 * examples * self.num_outputs * self.num_weights * num_columns
-
     def times(self, examples: float, num_columns: int) -> float:
-        """FLOPs of R V: by rows and products, or column by column in forward mode where columns are fewer."""
+        """FLOPs of R V: by rows and products, or column by column in forward mode where columns are fewer.
+
+        The tape takes a forward pass, and for each cotangent a backward pass, half of what training takes.
+        """
         if num_columns < self.num_outputs:
             return self.forward(examples) * (1 + 2 * num_columns)
-        return self.rows(examples, self.num_outputs) + self.products(examples, num_columns)
+        return self.forward(examples) * (1 + self.num_outputs) + self._contracted(examples, num_columns)
+
+    def transpose_times(self, examples: float, num_columns: int) -> float:
+        """FLOPs of R^T W after R V."""
+        passes = self.forward(examples) * self.num_outputs if num_columns < self.num_outputs else 0.0
+        return passes + self._contracted(examples, num_columns, are_kept=self.keeps_rows)
+
+    def _contracted(self, examples: float, num_columns: int, *, are_kept: bool = False) -> float:
+        if self.request.coverage is None:
+            return 0.0
+        return 2 * examples * self.request.coverage.multiplications(self.num_outputs, num_columns, are_kept=are_kept)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from afterfit.algebra import Batch
 from afterfit.rows.functional import FunctionalBackend
+from afterfit.rows.uses.use import Counts
 
 if TYPE_CHECKING:
     from afterfit.network.functional import Network
+    from afterfit.rows.recording import Recording
     from afterfit.rows.tape import TapeRows
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
@@ -31,17 +33,34 @@ class Coverage:
         by_reverse_mode: block -> the operation for which there is no rule.
         weights_by_reverse_mode: their number.
         gradient_numbers: at the outputs of the layers, for one example and one cotangent.
+        counts: what each use of a block costs for one example.
     """
 
     num_weights: int
     by_reverse_mode: Mapping[str, str]
     weights_by_reverse_mode: int
     gradient_numbers: int
+    counts: tuple[Counts, ...]
 
     @property
     def fraction(self) -> float:
         """Part of the weights that have rules."""
         return 1 - self.weights_by_reverse_mode / self.num_weights
+
+    def multiplications(self, num_cotangents: int, num_columns: int, *, are_kept: bool = False) -> float:
+        """Of R V or R^T W for one example, without the passes.
+
+        Args:
+            num_cotangents: S.
+            num_columns: k.
+            are_kept: whether the rows that are made are there already.
+        """
+        return sum(
+            each.without_rows(num_cotangents, num_columns)
+            if each.prefers_direct(num_cotangents, num_columns)
+            else each.with_rows(num_cotangents, num_columns, are_kept=are_kept)
+            for each in self.counts
+        )
 
     def sentence(self) -> str:
         """For people."""
@@ -53,10 +72,16 @@ class Coverage:
         return f"{told}; by reverse mode, example by example: {named}{f' and {more} more' if more > 0 else ''}."
 
 
-def coverage_of(network: Network, without_rule: Mapping[str, str], numbers: int) -> Coverage:
-    """The coverage after a pass over one example."""
+def coverage_of(network: Network, recording: Recording, num_examples: int) -> Coverage:
+    """The coverage after a pass over some examples."""
     sizes = {block.name: block.size for block in network.layout.blocks}
-    return Coverage(network.layout.num_weights, dict(without_rule), sum(sizes[name] for name in without_rule), numbers)
+    return Coverage(
+        num_weights=network.layout.num_weights,
+        by_reverse_mode=dict(recording.without_rule),
+        weights_by_reverse_mode=sum(sizes[name] for name in recording.without_rule),
+        gradient_numbers=sum(recording.sizes) // num_examples,
+        counts=tuple(use.counts for uses in recording.uses.values() for use in uses),
+    )
 
 
 def wrong_blocks(network: Network, rows: TapeRows, batch: Batch, cotangents_BSC: Tensor) -> dict[str, str]:

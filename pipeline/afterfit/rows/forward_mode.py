@@ -35,7 +35,7 @@ def push_forward(
         }
         # Weights that are not chosen would otherwise have a graph for reverse mode recorded as well.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            _, moved_BC = torch.func.jvp(lambda weights: network(inputs, weights), (network.weights,), (tangent,))
-        products.append(moved_BC)
+            pushed = torch.func.jvp(lambda weights: network(inputs, weights), (network.weights,), (tangent,))
+        products.append(pushed[1])
     moved_BCk = torch.stack(products, dim=-1).to(CORE)
     return cotangents_BSC.to(CORE) @ moved_BCk

@@ -163,7 +163,7 @@ class Recording(TorchFunctionMode):
         leaf = self.leaves[weight.block]
         if weight.form == "looked up" and weight.tokens is not None:
             index = weight.tokens.reshape(-1, weight.tokens.shape[-1]).expand(self.num_examples, -1)
-            self.keep(Lookup(weight.block, self.edge(copies), index))
+            self.keep(Lookup(weight.block, self.edge(copies), index, *leaf.shape))
         elif weight.form == "itself" and tensor.shape == leaf.shape:
             self.keep(Spread(weight.block, self.edge(copies), leaf))
         else:

@@ -98,6 +98,7 @@ def _convolution(recording: Recording, run: Callable[[], Tensor], given: Given) 
                 dilation=_pair(dilation, 1),
                 groups=given.get("groups", 1),
                 num_outputs=len(weight),
+                positions=output[0, 0].numel() * (len(data) // recording.num_examples),
             )
         )
     if of_bias:
@@ -133,7 +134,8 @@ def _lookup(recording: Recording, run: Callable[[], Tensor], given: Given) -> Te
     padding = given.get("padding_idx")
     padding = None if padding is None else padding % len(given["weight"])
     index = given["input"].reshape(recording.num_examples, -1)
-    recording.keep(Lookup(of_weight.block, recording.edge(output), index, padding))
+    num_tokens, width = given["weight"].shape
+    recording.keep(Lookup(of_weight.block, recording.edge(output), index, num_tokens, width, padding))
     return output
 
 

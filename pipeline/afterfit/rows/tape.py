@@ -28,11 +28,18 @@ from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.use import Use
 
 SLICE_BYTES = 1 << 22
-"""Of the explicit rows that are contracted at once."""
+"""Of the explicit rows that are contracted at once; they stay in a cache."""
+SLICE_SHARE = 0.1
+"""Part of `memory_gb` that a slice never exceeds."""
 KEPT_SHARE = 0.3
 """Part of `memory_gb` for explicit rows that a second verb finds ready."""
 GRADIENTS_SHARE = 0.2
 """Part of `memory_gb` for the gradients at the layers' outputs, of as many cotangents as fit."""
+
+
+def slice_bytes(memory_gb: float) -> int:
+    """Of the explicit rows that are made and contracted at once."""
+    return min(SLICE_BYTES, int(SLICE_SHARE * memory_gb * GB))
 
 
 class TapeBackend:
@@ -62,7 +69,7 @@ class TapeBackend:
     def coverage(self, batch: Batch) -> Coverage:
         """Which weights have rules in a forward pass over these examples."""
         recording, _ = self._record(batch)
-        return coverage_of(self.network, recording.without_rule, sum(recording.sizes) // len(batch))
+        return coverage_of(self.network, recording, len(batch))
 
     def _record(self, batch: Batch) -> tuple[Recording, Tensor]:
         recording = Recording(self._leaves, len(batch))
@@ -224,7 +231,7 @@ class TapeRows:
         place = 0
         for piece in tile.pieces:
             each = piece.size // max(piece.stop - piece.start, 1)
-            step = max(1, SLICE_BYTES // (num_rows * max(each, 1) * self.dtype.itemsize))
+            step = max(1, slice_bytes(self.backend.memory_gb) // (num_rows * max(each, 1) * self.dtype.itemsize))
             for start in range(piece.start, piece.stop, step):
                 stop = min(start + step, piece.stop)
                 size = (stop - start) * each
@@ -241,7 +248,7 @@ class TapeRows:
     def _rows_of(self, piece: Slice, num_columns: int) -> tuple[Tensor | None, Sequence[Use]]:
         """Explicit rows, (S, B, size), and the uses that are contracted without."""
         uses = self._uses(piece)
-        direct = [use for use in uses if use.prefers_direct(self.num_cotangents, num_columns)]
+        direct = [use for use in uses if use.counts.prefers_direct(self.num_cotangents, num_columns)]
         made = [use for use in uses if use not in direct]
         has_rows = made or piece.block in self._recording.without_rule
         return self._explicit(piece, made) if has_rows else None, direct

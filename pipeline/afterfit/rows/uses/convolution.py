@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import unfold
 
-from afterfit.rows.uses.use import Gradients, Use, products, put
+from afterfit.rows.uses.use import Counts, Gradients, Use, products, put
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +22,7 @@ class Convolution(Use):
     dilation: tuple[int, int]
     groups: int
     num_outputs: int
+    positions: int  # T
 
     def operand(self, dtype: torch.dtype) -> Tensor:
         """(B, groups, T, in of a group times the kernel): an example may stand n times, and T runs over all of it."""
@@ -49,3 +50,10 @@ class Convolution(Use):
                 continue
             made_Bgoi = g_BoT[:, outer].unflatten(1, (last - first, each)) @ patches_BgTi
             put(made_Bgoi.flatten(1, 2)[:, inner].reshape(into_Bp.shape), into_Bp, add=add)
+
+    @property
+    def counts(self) -> Counts:
+        """Positions are many, so rows are always made."""
+        channels = self.inputs.shape[1] // self.groups
+        size = self.num_outputs * channels * math.prod(self.kernel)
+        return Counts(size, size * self.positions)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.rows.uses.use import Gradients, Use
+from afterfit.rows.uses.use import Counts, Gradients, Use
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,6 +14,8 @@ class Lookup(Use):
     """y = W[index]: rows are zero but where an example's tokens point."""
 
     index: Tensor  # (B, T)
+    num_tokens: int
+    width: int
     padding: int | None = None  # its row is never trained, and has no gradient
 
     def write(self, g_S: Gradients, operand: None, start: int, stop: int, into_SBp: Tensor, *, add: bool) -> None:
@@ -25,9 +27,11 @@ class Lookup(Use):
         for b, chosen, places in self._tokens(start, stop):
             rows[:, b].index_add_(1, places, g_SBTd[:, b, chosen])
 
-    def prefers_direct(self, num_cotangents: int, num_columns: int) -> bool:
-        """Always: rows are nearly all zeros."""
-        return True
+    @property
+    def counts(self) -> Counts:
+        """Rows are nearly all zeros, and never made for a product."""
+        size = self.num_tokens * self.width
+        return Counts(size, size, 0, self.index.shape[1] * self.width)
 
     def direct_times(self, g_S: Gradients, start: int, stop: int, columns_pk: Tensor) -> Tensor:
         """(S, B, k): only columns that tokens point at are read."""

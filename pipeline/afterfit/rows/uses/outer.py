@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.rows.uses.use import Gradients, Use, products
+from afterfit.rows.uses.use import Counts, Gradients, Use, products
 
 DIRECT_BYTES = 1 << 25
 """What a direct product may hold at once beside its operands."""
@@ -35,15 +35,13 @@ class Outer(Use):
                 into_Boi = into_Bp.view(num_examples, stop - start, num_inputs)
                 products(g_BTo[:, :, start:stop].mT, operand, into_Boi, add=add)
 
-    def prefers_direct(self, num_cotangents: int, num_columns: int) -> bool:
-        """Direct is cheaper for few positions, or many cotangents and few columns."""
+    @property
+    def counts(self) -> Counts:
+        """Without rows it is cheaper for few positions, or for many cotangents and few columns."""
         positions, num_inputs = self.inputs.shape[1:]
-        size = num_inputs * self.num_outputs
-        made = num_cotangents * (positions + num_columns) * size
-        direct = (
-            positions * num_columns * (size + num_cotangents * (num_inputs if self.transposed else self.num_outputs))
-        )
-        return direct < made
+        work = positions * num_inputs * self.num_outputs
+        leading = num_inputs if self.transposed else self.num_outputs
+        return Counts(num_inputs * self.num_outputs, work, work, positions * leading)
 
     def direct_times(self, g_S: Gradients, start: int, stop: int, columns_pk: Tensor) -> Tensor:
         """(S, B, k) for columns of the leading indexes start to stop, (size, k)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.rows.uses.use import Gradients, Use, put
+from afterfit.rows.uses.use import Counts, Gradients, Use, put
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +36,8 @@ class Scale(Use):
             scaled = scaled if operand is None else scaled * operand
             whole_Bx = scaled.reshape(shape).sum(dim=(1, 3))
             put(whole_Bx.unflatten(1, self.shape)[:, start:stop].flatten(1), into_Bp, add=add)
+
+    @property
+    def counts(self) -> Counts:
+        """Rows are small, and their making is a sum."""
+        return Counts(math.prod(self.shape))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.rows.uses.use import Gradients, Use, put
+from afterfit.rows.uses.use import Counts, Gradients, Use, put
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,3 +26,8 @@ class Spread(Use):
             (rows,) = torch.autograd.grad(self.made, self.leaf, vectors, retain_graph=True, is_grads_batched=True)
         whole = rows.to(into_SBp.dtype).reshape(*into_SBp.shape[:2], *(self.leaf.shape or (1,)))
         put(whole[:, :, start:stop].flatten(2), into_SBp, add=add)
+
+    @property
+    def counts(self) -> Counts:
+        """Rows are at hand."""
+        return Counts(self.leaf.numel())

@@ -5,15 +5,46 @@ rows of its block between two leading indexes of it: (S, B, size). Where contrac
 multiplications, the direct verbs do that without any rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Gradients = Sequence[Tensor]
 """For each cotangent, the gradient at an output, shaped like it."""
+
+
+class Counts(NamedTuple):
+    """Multiplications of one example, for S cotangents and k columns.
+
+    Attributes:
+        size: numbers of the block; S k times that contract rows with columns.
+        made: S times that make the rows.
+        direct: k times that, and
+        crossed: S k times that contract without rows; None where that cannot be done.
+    """
+
+    size: int
+    made: int = 0
+    direct: int = 0
+    crossed: int | None = None
+
+    def prefers_direct(self, num_cotangents: int, num_columns: int) -> bool:
+        """Whether contracting without rows takes fewer."""
+        return self.without_rows(num_cotangents, num_columns) < self.with_rows(num_cotangents, num_columns)
+
+    def with_rows(self, num_cotangents: int, num_columns: int, *, are_kept: bool = False) -> float:
+        """To make rows, unless they are there already, and contract them."""
+        return num_cotangents * ((0 if are_kept else self.made) + num_columns * self.size)
+
+    def without_rows(self, num_cotangents: int, num_columns: int) -> float:
+        """To contract what the rows are made of."""
+        if self.crossed is None:
+            return math.inf
+        return num_columns * (self.direct + num_cotangents * self.crossed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +62,10 @@ class Use:
         """Rows of the block's leading indexes start to stop, over what is there or added to it."""
         raise NotImplementedError
 
-    def prefers_direct(self, num_cotangents: int, num_columns: int) -> bool:
-        """Whether the direct verbs are cheaper, counted in multiplications."""
-        return False
+    @property
+    def counts(self) -> Counts:
+        """What its products cost."""
+        raise NotImplementedError
 
     def direct_times(self, g_S: Gradients, start: int, stop: int, columns_pk: Tensor) -> Tensor:
         """R V of the leading indexes start to stop, (S, B, k)."""
