@@ -12,6 +12,7 @@ from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
+from afterfit.rows.counts import by_columns, by_rows
 from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
 
 
@@ -112,23 +113,24 @@ class Sizes:
         return examples * self.request.forward_flops
 
     def times(self, examples: float, num_columns: int) -> float:
-        """FLOPs of R V: by rows and products, or column by column in forward mode where columns are fewer.
-
-        The tape takes a forward pass, and for each cotangent a backward pass, half of what training takes.
-        """
-        if num_columns < self.num_outputs:
-            return self.forward(examples) * (1 + 2 * num_columns)
-        return self.forward(examples) * (1 + self.num_outputs) + self._contracted(examples, num_columns)
+        """FLOPs of R V: a forward pass, and what the cheaper way of the tape takes."""
+        return self.forward(examples) + self._multiplied(examples, num_columns)
 
     def transpose_times(self, examples: float, num_columns: int) -> float:
-        """FLOPs of R^T W after R V."""
-        passes = self.forward(examples) * self.num_outputs if num_columns < self.num_outputs else 0.0
-        return passes + self._contracted(examples, num_columns, are_kept=self.keeps_rows)
+        """FLOPs of R^T W after R V, whose passes are made already."""
+        return self._multiplied(examples, num_columns, has_gradients=True, are_kept=self.keeps_rows)
 
-    def _contracted(self, examples: float, num_columns: int, *, are_kept: bool = False) -> float:
-        if self.request.coverage is None:
-            return 0.0
-        return 2 * examples * self.request.coverage.multiplications(self.num_outputs, num_columns, are_kept=are_kept)
+    def _multiplied(
+        self, examples: float, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False
+    ) -> float:
+        counts = self.request.coverage.counts if self.request.coverage else ()
+        rows = by_rows(counts, self.num_outputs, num_columns, has_gradients=has_gradients, are_kept=are_kept)
+        # What passes take beside products with weights, attention above all, is in the forward FLOPs only.
+        others = max(self.forward(1) - 2 * sum(each.passed for each in counts), 0.0)
+        columns = by_columns(counts, num_columns)
+        if columns < rows:
+            return examples * (2 * columns + 2 * num_columns * others)
+        return examples * (2 * rows + (0.0 if has_gradients else self.num_outputs * others))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.rows.counts import Counts
 from afterfit.rows.functional import FunctionalBackend
-from afterfit.rows.uses.use import Counts
 
 if TYPE_CHECKING:
     from afterfit.network.functional import Network
@@ -47,21 +47,6 @@ class Coverage:
         """Part of the weights that have rules."""
         return 1 - self.weights_by_reverse_mode / self.num_weights
 
-    def multiplications(self, num_cotangents: int, num_columns: int, *, are_kept: bool = False) -> float:
-        """Of R V or R^T W for one example, without the passes.
-
-        Args:
-            num_cotangents: S.
-            num_columns: k.
-            are_kept: whether the rows that are made are there already.
-        """
-        return sum(
-            each.without_rows(num_cotangents, num_columns)
-            if each.prefers_direct(num_cotangents, num_columns)
-            else each.with_rows(num_cotangents, num_columns, are_kept=are_kept)
-            for each in self.counts
-        )
-
     def sentence(self) -> str:
         """For people."""
         told = f"Rows: the tape has rules for {self.fraction:.4g} of the weights".replace(" 1 of", " all of")
@@ -80,7 +65,7 @@ def coverage_of(network: Network, recording: Recording, num_examples: int) -> Co
         by_reverse_mode=dict(recording.without_rule),
         weights_by_reverse_mode=sum(sizes[name] for name in recording.without_rule),
         gradient_numbers=sum(recording.sizes) // num_examples,
-        counts=tuple(use.counts for uses in recording.uses.values() for use in uses),
+        counts=recording.counts,
     )
 
 

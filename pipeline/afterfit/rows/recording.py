@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from afterfit.rows.counts import Counts
 from afterfit.rows.rules import rule_for
 from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.spread import Spread
@@ -77,6 +78,11 @@ class Recording(TorchFunctionMode):
 
     def _tag(self, tensor: Tensor) -> Any:
         return self._tags.get(id(tensor)) or getattr(tensor, _TAG, None)
+
+    @property
+    def counts(self) -> tuple[Counts, ...]:
+        """Of every use."""
+        return tuple(use.counts for uses in self.uses.values() for use in uses)
 
     # Weights and data meet.
 

@@ -19,6 +19,7 @@ from afterfit.layout import Tile
 from afterfit.network.functional import Network
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
+from afterfit.rows.counts import by_columns, by_rows
 from afterfit.rows.coverage import Coverage, coverage_of, wrong_blocks
 from afterfit.rows.forward_mode import has_forward_mode, push_forward
 from afterfit.rows.functional import FunctionalBackend, FunctionalRows
@@ -49,7 +50,7 @@ class TapeBackend:
         self.network = network
         self.memory_gb = memory_gb
         self.forward_mode = has_forward_mode(network)
-        self._leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
+        self.leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
         self._wrong: dict[str, str] | None = None  # blocks that must not be taken from the tape; None: not checked yet
         self._free: list[Tensor] = []
 
@@ -72,10 +73,10 @@ class TapeBackend:
         return coverage_of(self.network, recording, len(batch))
 
     def _record(self, batch: Batch) -> tuple[Recording, Tensor]:
-        recording = Recording(self._leaves, len(batch))
+        recording = Recording(self.leaves, len(batch))
         with torch.enable_grad(), recording:
             recording.mark(batch.inputs)
-            outputs_BC = self.network(batch.inputs, self._leaves)
+            outputs_BC = self.network(batch.inputs, self.leaves)
         return recording, outputs_BC
 
     def borrow(self, owner: object, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -134,13 +135,15 @@ class TapeRows:
 
     def times(self, columns: Mapping[str, Tensor]) -> Tensor:
         """R V, (B, S, k): see `Rows.times`."""
-        num_columns = next(iter(columns.values())).shape[1]
-        if self.backend.forward_mode and num_columns < self.num_cotangents and not self._kept:
+        if self.backend.forward_mode and self._goes_by_columns(next(iter(columns.values())).shape[1]):
             return push_forward(self.backend.network, self.batch.inputs, self.cotangents_BSC, columns)
         return torch.cat([part._times(columns) for part in self.parts()], dim=1)
 
     def transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
         """Adds R^T W: see `Rows.transpose_times`."""
+        if self._goes_by_columns(weights_BSk.shape[2]):
+            self._pull_back(weights_BSk, into)
+            return
         first = 0
         for part in self.parts():
             part._transpose_times(weights_BSk[:, first : first + part.num_cotangents], into)
@@ -173,6 +176,30 @@ class TapeRows:
                     rows[:, first : first + part.num_cotangents, piece.place] = made_SBp.transpose(0, 1)
                 first += part.num_cotangents
             yield tile.name, rows
+
+    def _goes_by_columns(self, num_columns: int) -> bool:
+        """Whether a pass for each column is cheaper than one for each cotangent."""
+        counts = self._recording.counts
+        has_gradients = "_gradients" in self.__dict__
+        rows = by_rows(counts, self.num_cotangents, num_columns, has_gradients=has_gradients, are_kept=bool(self._kept))
+        return by_columns(counts, num_columns) < rows
+
+    def _pull_back(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Adds R^T W, a backward pass to the weights for each column of W."""
+        root_BC, layout = self._root_BC, self.layout
+        chosen = [tile for tile in layout.tiles if tile.name in into]
+        leaves = {name: self.backend.leaves[name] for name in layout.blocks_of(chosen)}
+        if not root_BC.requires_grad:
+            return
+        mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
+        for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
+            found = torch.autograd.grad(
+                root_BC, list(leaves.values()), mixed_BC, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            gradients = dict(zip(leaves, found, strict=True))
+            for tile in chosen:
+                target = into[tile.name]
+                target[:, column] += layout.cut(gradients, tile).to(target)
 
     # Of one part.
 

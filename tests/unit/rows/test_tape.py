@@ -48,7 +48,7 @@ def test_parts_are_the_rows_in_order(case):
     network, batch = case.network(), case.batches[0]
     rows = TapeBackend(network, SMALL_GB).rows(batch, some_cotangents(3))
     columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 7))
-    assert torch.equal(torch.cat([part.times(columns) for part in rows.parts()], dim=1), rows.times(columns))
+    assert_near(torch.cat([part.times(columns) for part in rows.parts()], dim=1), rows.times(columns), case.rtol)
 
 
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import unfold
 
-from afterfit.rows.uses.use import Counts, Gradients, Use, products, put
+from afterfit.rows.counts import Counts
+from afterfit.rows.uses.use import Gradients, Use, products, put
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,4 +57,4 @@ class Convolution(Use):
         """Positions are many, so rows are always made."""
         channels = self.inputs.shape[1] // self.groups
         size = self.num_outputs * channels * math.prod(self.kernel)
-        return Counts(size, size * self.positions)
+        return Counts(size, size * self.positions, size * self.positions)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.rows.uses.use import Counts, Gradients, Use, put
+from afterfit.rows.counts import Counts
+from afterfit.rows.uses.use import Gradients, Use, put
 
 
 @dataclass(frozen=True, eq=False)

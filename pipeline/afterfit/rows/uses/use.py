@@ -5,46 +5,17 @@ rows of its block between two leading indexes of it: (S, B, size). Where contrac
 multiplications, the direct verbs do that without any rows.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from afterfit.rows.counts import Counts
+
 Gradients = Sequence[Tensor]
 """For each cotangent, the gradient at an output, shaped like it."""
-
-
-class Counts(NamedTuple):
-    """Multiplications of one example, for S cotangents and k columns.
-
-    Attributes:
-        size: numbers of the block; S k times that contract rows with columns.
-        made: S times that make the rows.
-        direct: k times that, and
-        crossed: S k times that contract without rows; None where that cannot be done.
-    """
-
-    size: int
-    made: int = 0
-    direct: int = 0
-    crossed: int | None = None
-
-    def prefers_direct(self, num_cotangents: int, num_columns: int) -> bool:
-        """Whether contracting without rows takes fewer."""
-        return self.without_rows(num_cotangents, num_columns) < self.with_rows(num_cotangents, num_columns)
-
-    def with_rows(self, num_cotangents: int, num_columns: int, *, are_kept: bool = False) -> float:
-        """To make rows, unless they are there already, and contract them."""
-        return num_cotangents * ((0 if are_kept else self.made) + num_columns * self.size)
-
-    def without_rows(self, num_cotangents: int, num_columns: int) -> float:
-        """To contract what the rows are made of."""
-        if self.crossed is None:
-            return math.inf
-        return num_columns * (self.direct + num_cotangents * self.crossed)
 
 
 @dataclass(frozen=True, eq=False)
