@@ -32,7 +32,7 @@ SLICE_BYTES = 1 << 22
 """Of the explicit rows that are contracted at once; they stay in a cache."""
 SLICE_SHARE = 0.1
 """Part of `memory_gb` that a slice never exceeds."""
-KEPT_SHARE = 0.3
+KEPT_SHARE = 0.4
 """Part of `memory_gb` for explicit rows that a second verb finds ready."""
 GRADIENTS_SHARE = 0.2
 """Part of `memory_gb` for the gradients at the layers' outputs, of as many cotangents as fit."""
@@ -224,7 +224,7 @@ class TapeRows:
                 into_pk = into_Pk[piece.place]
                 rows_SBp, direct = self._rows_of(piece, weights_SBk.shape[2])
                 if rows_SBp is not None:
-                    into_pk.addmm_(rows_SBp.flatten(0, 1).T, weights_SBk.flatten(0, 1))
+                    torch.addmm(into_pk, rows_SBp.flatten(0, 1).T, weights_SBk.flatten(0, 1), out=into_pk)
                 for use in direct:
                     use.direct_transpose(self._at(use), piece.start, piece.stop, weights_SBk, into_pk)
 

@@ -50,7 +50,7 @@ class Use:
 def products(left_BoT: Tensor, right_BTi: Tensor, into_Boi: Tensor, *, add: bool) -> None:
     """Batched products over what is there, or added to it."""
     if add:
-        into_Boi.baddbmm_(left_BoT, right_BTi)
+        torch.baddbmm(into_Boi, left_BoT, right_BTi, out=into_Boi)
     else:
         torch.bmm(left_BoT, right_BTi, out=into_Boi)
 
