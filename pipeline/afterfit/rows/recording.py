@@ -6,12 +6,12 @@ tokens, positions, norms written by hand) are spread over the examples first, so
 gradient. What has no rule is named, never skipped.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from afterfit.rows.counts import Counts
@@ -38,12 +38,13 @@ class Recording(TorchFunctionMode):
     Args:
         leaves: block name -> the tensor that stands for it in this forward; all of them require gradients.
         num_examples: B; inputs have it as their first dimension.
+        originals: block name -> the module's own parameter, which checkpointed layers find when they run again.
 
     After the pass, `uses` holds every use of a block, `edges` the places in the graph whose gradients they need,
     and `without_rule` the blocks for which some operation has none, with its name.
     """
 
-    def __init__(self, leaves: dict[str, Tensor], num_examples: int):
+    def __init__(self, leaves: Mapping[str, Tensor], num_examples: int, originals: Mapping[str, Tensor]):
         super().__init__()
         self.leaves = leaves
         self.num_examples = num_examples
@@ -51,12 +52,27 @@ class Recording(TorchFunctionMode):
         self.sizes: list[int] = []  # numbers of one cotangent's gradient at each edge
         self.uses: dict[str, list[Use]] = {}
         self.without_rule: dict[str, str] = {}
-        self._tags = {id(leaf): Weight(name) for name, leaf in leaves.items()}
+        self._is_over = False
+        self._tags = {id(tensor): Weight(name) for made in (leaves, originals) for name, tensor in made.items()}
 
     def mark(self, inputs: Mapping[str, Tensor]) -> None:
         """These depend on the examples."""
         for value in inputs.values():
             setattr(value, _TAG, _BATCHED)
+
+    def gradients(
+        self, output: Tensor, inputs: Sequence[Tensor | GradientEdge], cotangent: Tensor
+    ) -> Sequence[Tensor | None]:
+        """A backward pass; None for what the output does not depend on.
+
+        Checkpointed layers that it runs again do what they did, under this mode, and nothing new is noted. The public
+        function would leave the mode first: it is itself an operation that modes see.
+        """
+        self._is_over = True
+        with self:
+            return _engine_run_backward(
+                (output,), (cotangent,), True, False, tuple(inputs), True, accumulate_grad=False
+            )  # retain the graph, build none, allow what is unused
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -77,7 +93,9 @@ class Recording(TorchFunctionMode):
         return result
 
     def _tag(self, tensor: Tensor) -> Any:
-        return self._tags.get(id(tensor)) or getattr(tensor, _TAG, None)
+        tag = self._tags.get(id(tensor)) or getattr(tensor, _TAG, None)
+        # What a checkpoint has kept comes back as another tensor.
+        return _BATCHED if tag is None and self._is_over and tensor.requires_grad else tag
 
     @property
     def counts(self) -> tuple[Counts, ...]:
@@ -156,12 +174,16 @@ class Recording(TorchFunctionMode):
 
     def edge(self, output: Tensor) -> int:
         """Ask for the gradient at a place of the graph; its number."""
+        if self._is_over:
+            return 0
         self.edges.append(get_gradient_edge(output))
         self.sizes.append(output.numel())
         return len(self.edges) - 1
 
     def keep(self, use: Use) -> None:
         """Note a use."""
+        if self._is_over:
+            return
         self.uses.setdefault(use.block, []).append(use)
 
     def spread(self, weight: Weight, tensor: Tensor, copies: Tensor) -> None:

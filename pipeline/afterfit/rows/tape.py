@@ -73,7 +73,8 @@ class TapeBackend:
         return coverage_of(self.network, recording, len(batch))
 
     def _record(self, batch: Batch) -> tuple[Recording, Tensor]:
-        recording = Recording(self.leaves, len(batch))
+        originals = {name: weight for name, weight in self.network.module.named_parameters() if name in self.leaves}
+        recording = Recording(self.leaves, len(batch), originals)
         with torch.enable_grad(), recording:
             recording.mark(batch.inputs)
             outputs_BC = self.network(batch.inputs, self.leaves)
@@ -193,10 +194,9 @@ class TapeRows:
             return
         mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
         for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
-            found = torch.autograd.grad(
-                root_BC, list(leaves.values()), mixed_BC, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            gradients = dict(zip(leaves, found, strict=True))
+            found = self._recording.gradients(root_BC, list(leaves.values()), mixed_BC)
+            pairs = zip(leaves.items(), found, strict=True)
+            gradients = {name: torch.zeros_like(leaf) if one is None else one for (name, leaf), one in pairs}
             for tile in chosen:
                 target = into[tile.name]
                 target[:, column] += layout.cut(gradients, tile).to(target)
@@ -323,14 +323,15 @@ class TapeRows:
 
     def _at(self, use: Use) -> Sequence[Tensor]:
         """For each cotangent, the gradient at the use's output."""
-        return [gradients[use.edge] for gradients in self._gradients]
+        found = [gradients[use.edge] for gradients in self._gradients]
+        return [gradient for gradient in found if gradient is not None]
 
     def _reaches(self, use: Use) -> bool:
         """Whether the outputs depend on the use."""
         return bool(self._gradients) and self._gradients[0][use.edge] is not None
 
     @cached_property
-    def _gradients(self) -> Sequence[Sequence[Tensor]]:
+    def _gradients(self) -> Sequence[Sequence[Tensor | None]]:
         """One backward pass for each cotangent, to the outputs of the layers and no further.
 
         One after another: batched by `vmap` they take as long on a CPU, and not everything can be batched.
@@ -339,7 +340,7 @@ class TapeRows:
         if not outputs_BC.requires_grad or not edges:
             return []
         return [
-            torch.autograd.grad(outputs_BC, edges, cotangents_BC, retain_graph=True, allow_unused=True)
+            self._recording.gradients(outputs_BC, edges, cotangents_BC)
             for cotangents_BC in self.cotangents_BSC.to(outputs_BC).unbind(1)
         ]
 

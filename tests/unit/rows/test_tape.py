@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from afterfit.algebra import Batch
@@ -268,6 +269,23 @@ def test_what_changes_a_layers_output_in_place_does_not_change_its_rows():
     tape_is_dense(module, numbers("x", 3, 1, 3, 3))
 
 
+@pytest.mark.parametrize("again", [1, 2], ids=["once", "twice"])
+def test_checkpointed_layers_are_run_again_with_the_same_rules(again):
+    def block(self, x):
+        return self.norm(self.linear(x)).tanh() * self.scale + x
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(again):
+            x = checkpoint(block, self, x, use_reentrant=False)
+        return self.last(x)
+
+    scale = torch.ones(3)
+    parts = {"first": nn.Linear(3, 3), "linear": nn.Linear(3, 3), "norm": nn.LayerNorm(3), "last": nn.Linear(3, 2)}
+    module = Applied(forward, scale=scale, **parts)
+    tape_is_dense(module, numbers("x", 3, 4, 3))
+
+
 @pytest.mark.parametrize(
     "layer", [nn.Bilinear(3, 3, 2), nn.PReLU(3), nn.LSTM(3, 2, batch_first=True), nn.MultiheadAttention(3, 1)], ids=str
 )
@@ -297,6 +315,13 @@ def test_positions_before_examples_are_found_out_by_the_first_micro_batch():
     for part in range(2):
         batch = Batch({"first": numbers(f"x {part}", 4, 4, 3)}, None, torch.arange(4))
         assert_every_verb_is_dense(network, batch, backend.rows(batch, some_cotangents(3)), 1e-10)
+
+
+def test_copies_that_are_as_many_as_the_examples_by_chance_are_found_out():
+    module = Applied(lambda self, x: (x @ self.scale.expand(4, 4)).tanh(), scale=torch.ones(4)).double().eval()
+    network = Network(module)
+    batch = Batch({"first": numbers("x", 4, 4)}, None, torch.arange(4))
+    assert_every_verb_is_dense(network, batch, TapeBackend(network).rows(batch, some_cotangents(3)), 1e-10)
 
 
 def test_rows_that_live_at_once_do_not_share_memory():
