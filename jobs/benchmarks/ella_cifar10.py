@@ -63,7 +63,7 @@ def fit(net: str, subset: Mapping[str, int], store: Path) -> Outcome:
         *taking(subset),
         f"method.num_features={max(FEATURES[net])}",
         "method.complement=prior",
-        *(["memory_gb=4"] if net != "resnet20" else []),  # fewer passes over the landmarks
+        *(["memory_gb=4", "micro_batch=32"] if net != "resnet20" else []),  # fewer passes over the landmarks
     ]
     config = read_config(str(ROOT / f"configs/cifar10_resnet/ella_{net}.yaml"), overrides)
     return run(prepare(config, str(store / net)), where=Where(threads=1))

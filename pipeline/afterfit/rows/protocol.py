@@ -53,7 +53,7 @@ class Rows(Protocol):
         ...
 
     def materialise(self, tiles: Sequence[Tile]) -> Iterator[tuple[str, Tensor]]:
-        """The columns of these tiles, each (B, S, P_tile)."""
+        """The columns of these tiles, each (B, S, P_tile); all of them may be held at once."""
         ...
 
 

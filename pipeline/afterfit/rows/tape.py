@@ -159,24 +159,35 @@ class TapeRows:
         """R_b R_b^T, (B, S, S): see `Rows.gram`."""
         size = (len(self.batch), self.num_cotangents, self.num_cotangents)
         total = torch.zeros(size, dtype=CORE, device=self.outputs_BC.device)
-        for tile in self.layout.tiles:
-            _, rows_BSP = next(self.materialise([tile]))
-            total += rows_BSP @ rows_BSP.mT
+        for rows_BSp in self._all_rows():
+            total += rows_BSp @ rows_BSp.mT
         return total
 
+    def _all_rows(self) -> Iterator[Tensor]:
+        """Every row, (B, S, p), some weights at a time."""
+        if len(list(self.parts())) == 1:
+            for piece in (piece for tile in self.layout.tiles for piece in self._slices(tile)):
+                yield self._explicit(piece, self._uses(piece)).transpose(0, 1)
+            return
+        row_bytes = len(self.batch) * self.num_cotangents * self.dtype.itemsize
+        for group in self.layout.groups(row_bytes, KEPT_SHARE * self.backend.memory_gb * GB):
+            yield from (rows_BSP for _, rows_BSP in self.materialise(group))
+
     def materialise(self, tiles: Sequence[Tile]) -> Iterator[tuple[str, Tensor]]:
-        """The columns of these tiles: see `Rows.materialise`."""
-        parts = list(self.parts())
+        """The columns of these tiles, all held at once: see `Rows.materialise`."""
         size = (len(self.batch), self.num_cotangents)
-        for tile in tiles:
-            rows = torch.empty(*size, tile.size, dtype=self.dtype, device=self.outputs_BC.device)
-            first = 0
-            for part in parts:
+        rows = {
+            tile.name: torch.empty(*size, tile.size, dtype=self.dtype, device=self.outputs_BC.device) for tile in tiles
+        }
+        first = 0
+        for part in self.parts():
+            chosen = slice(first, first + part.num_cotangents)
+            for tile in tiles:
                 for piece in part._slices(tile):
                     made_SBp = part._explicit(piece, part._uses(piece))
-                    rows[:, first : first + part.num_cotangents, piece.place] = made_SBp.transpose(0, 1)
-                first += part.num_cotangents
-            yield tile.name, rows
+                    rows[tile.name][:, chosen, piece.place] = made_SBp.transpose(0, 1)
+            first += part.num_cotangents
+        yield from rows.items()
 
     def _goes_by_columns(self, num_columns: int) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""
