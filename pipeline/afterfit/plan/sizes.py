@@ -13,7 +13,7 @@ from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
 from afterfit.rows.counts import by_columns, by_rows
-from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
+from afterfit.rows.planning import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

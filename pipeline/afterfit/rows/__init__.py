@@ -1,8 +1,11 @@
-"""Rows of the Jacobian: see `protocol`. `row_backend` chooses how they are computed."""
+"""Rows of the Jacobian, the primitive that every method uses: see `protocol`. Public: `ggn_times` and its relatives."""
 
 from afterfit.network.functional import Network
+from afterfit.rows.products import ggn_diagonal, ggn_times, ntk
 from afterfit.rows.protocol import RowBackend
 from afterfit.rows.tape import TapeBackend
+
+__all__ = ["ggn_diagonal", "ggn_times", "ntk", "row_backend"]
 
 
 def row_backend(network: Network, memory_gb: float) -> RowBackend:

@@ -16,7 +16,7 @@ from afterfit.rows.functional import FunctionalBackend
 if TYPE_CHECKING:
     from afterfit.network.functional import Network
     from afterfit.rows.recording import Recording
-    from afterfit.rows.tape import TapeRows
+    from afterfit.rows.tape_rows import TapeRows
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
 """Of a row's block, relative: attention and norms round, a wrong rule is off by all of it."""

@@ -1,12 +1,24 @@
-"""Micro-batches as a pure function of sizes and `memory_gb`, never of the machine."""
+"""How memory is shared, and micro-batches: pure functions of sizes and `memory_gb`, never of the machine."""
 
 from afterfit.layout import Layout
 from afterfit.resources import GB
-from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE
 
+SLICE_BYTES = 1 << 22
+"""Of the explicit rows that are contracted at once; they stay in a cache."""
+SLICE_SHARE = 0.1
+"""Part of `memory_gb` that a slice never exceeds."""
+KEPT_SHARE = 0.4
+"""Part of `memory_gb` for explicit rows that a second verb finds ready."""
+GRADIENTS_SHARE = 0.2
+"""Part of `memory_gb` for the gradients at the layers' outputs, of as many cotangents as fit."""
 MAX_MICRO_BATCH = 32
 ENOUGH_ROWS = 16
 """With fewer rows to a product, reading the columns takes longer than multiplying."""
+
+
+def slice_bytes(memory_gb: float) -> int:
+    """Of the explicit rows that are made and contracted at once."""
+    return min(SLICE_BYTES, int(SLICE_SHARE * memory_gb * GB))
 
 
 def micro_batch(

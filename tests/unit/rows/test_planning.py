@@ -4,8 +4,7 @@ import pytest
 
 from afterfit.layout import Block, Layout
 from afterfit.resources import GB
-from afterfit.rows.planning import ENOUGH_ROWS, MAX_MICRO_BATCH, micro_batch
-from afterfit.rows.tape import GRADIENTS_SHARE, KEPT_SHARE
+from afterfit.rows.planning import ENOUGH_ROWS, GRADIENTS_SHARE, KEPT_SHARE, MAX_MICRO_BATCH, micro_batch
 
 
 def layout_of(num_weights: int) -> Layout:

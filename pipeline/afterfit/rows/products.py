@@ -1,0 +1,149 @@
+"""Curvature of any module in one call: G V, the diagonal of G, and the NTK, for those who need no posterior."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from afterfit.algebra import Batch
+from afterfit.errors import ConfigError
+from afterfit.layout import Layout
+from afterfit.network.functional import Network, OutputRule
+from afterfit.network.likelihoods import Categorical, Likelihood
+from afterfit.precision import CORE, state_dtype
+from afterfit.resources import GB
+from afterfit.rows.planning import KEPT_SHARE
+from afterfit.rows.protocol import Cotangents, Rows, unit_cotangents
+from afterfit.rows.tape import TapeBackend
+from afterfit.seeds import Seed
+
+Inputs = Mapping[str, Tensor]
+"""A micro-batch, keyed by forward's argument names."""
+
+
+def ggn_times(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    columns_Pk: Tensor,
+    *,
+    likelihood: Likelihood | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    weights: str | Sequence[str] = "*",
+    output: OutputRule = "auto",
+    memory_gb: float = 2.0,
+) -> Tensor:
+    """G V, (P, k), for the GGN summed over all examples.
+
+    Args:
+        module: in eval mode.
+        batches: micro-batches of inputs.
+        columns_Pk: V, in the order of `module.named_parameters()`, of the chosen weights, flattened.
+        likelihood: categorical if not given.
+        num_samples: Monte Carlo cotangents for each example, unbiased; exact ones if not given.
+        seed: names the samples, with the position of an example.
+        weights: globs that choose weights by name.
+        output: how outputs become (B, C).
+        memory_gb: budget of what is explicit at once.
+
+    Cost: a forward and S backward passes for S cotangents (C - 1 of a categorical likelihood), then 4 P S k
+    multiplications and additions an example, whatever the number of positions.
+    """
+    network = Network(module, weights, output=output)
+    _check_length(network.layout, columns_Pk)
+    columns = _tiles(network.layout, columns_Pk)
+    total = {name: torch.zeros_like(tile, dtype=state_dtype(network.dtype)) for name, tile in columns.items()}
+    for rows in _rows(network, batches, likelihood, num_samples, seed, memory_gb):
+        rows.transpose_times(rows.times(columns), total)
+    return torch.cat(list(total.values()))
+
+
+def ggn_diagonal(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: Likelihood | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    weights: str | Sequence[str] = "*",
+    output: OutputRule = "auto",
+    memory_gb: float = 2.0,
+) -> Tensor:
+    """The diagonal of the GGN summed over all examples, (P,). Arguments as of `ggn_times`.
+
+    Cost: a forward and S backward passes, and as much as S more for the rows.
+    """
+    network = Network(module, weights, output=output)
+    dtype = state_dtype(network.dtype)
+    total = {tile.name: torch.zeros(tile.size, dtype=dtype, device=network.device) for tile in network.layout}
+    for rows in _rows(network, batches, likelihood, num_samples, seed, memory_gb):
+        rows.squares(total)
+    return torch.cat(list(total.values()))
+
+
+def ntk(
+    module: nn.Module,
+    inputs: Inputs,
+    others: Inputs | None = None,
+    *,
+    weights: str | Sequence[str] = "*",
+    output: OutputRule = "auto",
+    memory_gb: float = 2.0,
+) -> Tensor:
+    """The neural tangent kernel J(x) J(x')^T, (B C, B' C) in float64, of all outputs; of the inputs with themselves.
+
+    Cost: a forward and C backward passes over both for each group of weights whose rows fit the memory, and
+    2 B B' C^2 P.
+    """
+    network = Network(module, weights, output=output)
+    backend = TapeBackend(network, memory_gb)
+    left = backend.rows(_batch(inputs, 0), unit_cotangents)
+    right = left if others is None else backend.rows(_batch(others, 0), unit_cotangents)
+    num_left, num_right = (len(rows.outputs_BC) * rows.num_cotangents for rows in (left, right))
+    held = num_left if right is left else num_left + num_right
+    total = torch.zeros(num_left, num_right, dtype=CORE, device=network.device)
+    for group in network.layout.groups(held * left.dtype.itemsize, KEPT_SHARE * memory_gb * GB):
+        made = dict(left.materialise(group))
+        met = made if right is left else dict(right.materialise(group))
+        for tile, rows_BSP in made.items():
+            total += rows_BSP.flatten(0, 1) @ met[tile].flatten(0, 1).T
+    return total
+
+
+def _rows(
+    network: Network,
+    batches: Iterable[Inputs],
+    likelihood: Likelihood | None,
+    num_samples: int | None,
+    seed: int,
+    memory_gb: float,
+) -> Iterable[Rows]:
+    backend, meaning = TapeBackend(network, memory_gb), likelihood or Categorical()
+    first = 0
+    for inputs in batches:
+        batch = _batch(inputs, first)
+        first += len(batch)
+        yield from backend.rows(batch, _cotangents(meaning, num_samples, seed, batch)).parts()
+
+
+def _cotangents(likelihood: Likelihood, num_samples: int | None, seed: int, batch: Batch) -> Cotangents:
+    if num_samples is None:
+        return likelihood.root
+    place = Seed(seed, ("cotangents",))
+    return lambda outputs_BC: likelihood.sample_cotangents(outputs_BC, place, batch.indexes, num_samples)
+
+
+def _batch(inputs: Inputs, first: int) -> Batch:
+    num_examples = len(next(iter(inputs.values())))
+    return Batch(dict(inputs), None, torch.arange(first, first + num_examples))
+
+
+def _tiles(layout: Layout, columns_Pk: Tensor) -> dict[str, Tensor]:
+    return {tile.name: columns_Pk[tile.offset : tile.offset + tile.size] for tile in layout}
+
+
+def _check_length(layout: Layout, columns_Pk: Tensor) -> None:
+    if columns_Pk.dim() != 2 or len(columns_Pk) != layout.num_weights:
+        raise ConfigError(
+            f"The columns have shape {tuple(columns_Pk.shape)}; the chosen weights need ({layout.num_weights}, k)."
+        )

@@ -1,0 +1,312 @@
+"""The rows of one micro-batch from its recorded forward pass: made piece by piece, and contracted at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch
+from afterfit.layout import Tile
+from afterfit.precision import CORE, state_dtype
+from afterfit.resources import GB
+from afterfit.rows.counts import by_columns, by_rows
+from afterfit.rows.forward_mode import push_forward
+from afterfit.rows.functional import FunctionalBackend, FunctionalRows
+from afterfit.rows.planning import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
+from afterfit.rows.recording import Recording
+from afterfit.rows.uses.lookup import Lookup
+from afterfit.rows.uses.use import Use
+
+if TYPE_CHECKING:
+    from afterfit.rows.tape import TapeBackend
+
+
+class Slice(NamedTuple):
+    """Some leading rows of a block, in a tile: what is explicit at once where rows are not kept."""
+
+    block: str
+    start: int
+    stop: int
+    place: slice  # in the tile
+    offset: int  # in the layout
+
+
+class TapeRows:
+    """See `Rows`."""
+
+    def __init__(
+        self, backend: TapeBackend, batch: Batch, recording: Recording, outputs_BC: Tensor, cotangents_BSC: Tensor
+    ):
+        self.backend = backend
+        self.batch = batch
+        self.outputs_BC = outputs_BC.detach()
+        self.cotangents_BSC = cotangents_BSC
+        self.num_cotangents = cotangents_BSC.shape[1]
+        self.dtype = state_dtype(backend.network.dtype)
+        self.layout = backend.network.layout
+        self._recording = recording
+        self._root_BC = outputs_BC  # with its graph
+        self._operands: dict[Use, Any] = {}
+        self._buffers: dict[torch.device, Tensor] = {}
+        self._kept: dict[int, tuple[Sequence[Use], Tensor]] = {}
+
+    def parts(self) -> Iterator[TapeRows]:
+        """Runs of cotangents whose gradients fit the memory at once; these rows themselves where all do."""
+        whole = sum(self._recording.sizes) * self.backend.network.dtype.itemsize
+        at_once = max(1, int(GRADIENTS_SHARE * self.backend.memory_gb * GB // max(whole, 1)))
+        if at_once >= self.num_cotangents:
+            yield self
+            return
+        for cotangents_BsC in self.cotangents_BSC.split(at_once, dim=1):
+            yield TapeRows(self.backend, self.batch, self._recording, self._root_BC, cotangents_BsC)
+
+    def times(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """R V, (B, S, k): see `Rows.times`."""
+        if self.backend.forward_mode and self._goes_by_columns(next(iter(columns.values())).shape[1]):
+            return push_forward(self.backend.network, self.batch.inputs, self.cotangents_BSC, columns)
+        return torch.cat([part._times(columns) for part in self.parts()], dim=1)
+
+    def transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Adds R^T W: see `Rows.transpose_times`."""
+        if self._goes_by_columns(weights_BSk.shape[2]):
+            self._pull_back(weights_BSk, into)
+            return
+        first = 0
+        for part in self.parts():
+            part._transpose_times(weights_BSk[:, first : first + part.num_cotangents], into)
+            first += part.num_cotangents
+
+    def squares(self, into: Mapping[str, Tensor]) -> None:
+        """Adds the sum of R*R: see `Rows.squares`."""
+        for part in self.parts():
+            part._squares(into)
+
+    def gram(self) -> Tensor:
+        """R_b R_b^T, (B, S, S): see `Rows.gram`."""
+        size = (len(self.batch), self.num_cotangents, self.num_cotangents)
+        total = torch.zeros(size, dtype=CORE, device=self.outputs_BC.device)
+        for rows_BSp in self._all_rows():
+            total += (rows_BSp @ rows_BSp.mT).to(total.device)
+        return total
+
+    def _all_rows(self) -> Iterator[Tensor]:
+        """Every row, (B, S, p), some weights at a time."""
+        if len(list(self.parts())) == 1:
+            for piece in (piece for tile in self.layout.tiles for piece in self._slices(tile)):
+                yield self._explicit(piece, self._uses(piece)).transpose(0, 1)
+            return
+        row_bytes = len(self.batch) * self.num_cotangents * self.dtype.itemsize
+        for group in self.layout.groups(row_bytes, KEPT_SHARE * self.backend.memory_gb * GB):
+            yield from (rows_BSP for _, rows_BSP in self.materialise(group))
+
+    def materialise(self, tiles: Sequence[Tile]) -> Iterator[tuple[str, Tensor]]:
+        """The columns of these tiles, all held at once: see `Rows.materialise`."""
+        size = (len(self.batch), self.num_cotangents)
+        rows = {
+            tile.name: torch.empty(*size, tile.size, dtype=self.dtype, device=self.outputs_BC.device) for tile in tiles
+        }
+        first = 0
+        for part in self.parts():
+            chosen = slice(first, first + part.num_cotangents)
+            for tile in tiles:
+                for piece in part._slices(tile):
+                    made_SBp = part._explicit(piece, part._uses(piece))
+                    rows[tile.name][:, chosen, piece.place] = made_SBp.transpose(0, 1)
+            first += part.num_cotangents
+        yield from rows.items()
+
+    def _goes_by_columns(self, num_columns: int) -> bool:
+        """Whether a pass for each column is cheaper than one for each cotangent."""
+        counts = self._recording.counts
+        has_gradients = "_gradients" in self.__dict__
+        rows = by_rows(counts, self.num_cotangents, num_columns, has_gradients=has_gradients, are_kept=bool(self._kept))
+        return by_columns(counts, num_columns) < rows
+
+    def _pull_back(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Adds R^T W, a backward pass to the weights for each column of W."""
+        root_BC, layout = self._root_BC, self.layout
+        chosen = [tile for tile in layout.tiles if tile.name in into]
+        leaves = {name: self.backend.leaves[name] for name in layout.blocks_of(chosen)}
+        if not root_BC.requires_grad:
+            return
+        mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
+        for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
+            found = self._recording.gradients(root_BC, list(leaves.values()), mixed_BC)
+            pairs = zip(leaves.items(), found, strict=True)
+            gradients = {name: torch.zeros_like(leaf) if one is None else one for (name, leaf), one in pairs}
+            for tile in chosen:
+                target = into[tile.name]
+                target[:, column] += layout.cut(gradients, tile).to(target)
+
+    # Of one part.
+
+    def _times(self, columns: Mapping[str, Tensor]) -> Tensor:
+        size = (self.num_cotangents, len(self.batch), next(iter(columns.values())).shape[1])
+        total = torch.zeros(size, dtype=CORE, device=self.outputs_BC.device)
+        for tile in self.layout.tiles:
+            columns_Pk = columns[tile.name]
+            for piece in self._slices(tile):
+                columns_pk = columns_Pk[piece.place].to(self._device_of(piece), self.dtype)
+                rows_SBp, direct = self._rows_of(piece, size[2])
+                if rows_SBp is not None:
+                    total += (rows_SBp @ columns_pk).to(total.device)
+                for use in direct:
+                    product = use.direct_times(self._at(use), piece.start, piece.stop, columns_pk)
+                    total += product.to(total.device)
+        return total.transpose(0, 1)
+
+    def _transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
+        weights_SBk = weights_BSk.to(self.dtype).transpose(0, 1).contiguous()
+        on = {device: weights_SBk.to(device) for device in self._devices}
+        for piece, into_pk in self._pieces_of(into):
+            weights = on[into_pk.device]
+            rows_SBp, direct = self._rows_of(piece, weights.shape[2])
+            if rows_SBp is not None:
+                torch.addmm(into_pk, rows_SBp.flatten(0, 1).T, weights.flatten(0, 1), out=into_pk)
+            for use in direct:
+                use.direct_transpose(self._at(use), piece.start, piece.stop, weights, into_pk)
+
+    def _squares(self, into: Mapping[str, Tensor]) -> None:
+        for piece, into_p in self._pieces_of(into):
+            uses = self._uses(piece)
+            if len(uses) == 1 and isinstance(uses[0], Lookup):
+                uses[0].direct_squares(self._at(uses[0]), piece.start, piece.stop, into_p)
+            elif uses or piece.block in self._recording.without_rule:
+                into_p += self._explicit(piece, uses).flatten(0, 1).square().sum(dim=0)
+
+    def _pieces_of(self, into: Mapping[str, Tensor]) -> Iterator[tuple[Slice, Tensor]]:
+        """Slices with what to add to, in the layout's order: on the device of their rows, then moved."""
+        for tile in self.layout.tiles:
+            if tile.name not in into:
+                continue
+            for piece in self._slices(tile):
+                target, device = into[tile.name][piece.place], self._device_of(piece)
+                if target.device == device:
+                    yield piece, target
+                else:
+                    here = torch.zeros_like(target, device=device)
+                    yield piece, here
+                    target += here.to(target.device)
+
+    def _device_of(self, piece: Slice) -> torch.device:
+        """Where the rows of a slice are made: where its layer is."""
+        uses = self._uses(piece)
+        return self._at(uses[0])[0].device if uses else self.outputs_BC.device
+
+    @property
+    def _devices(self) -> set[torch.device]:
+        """All of these."""
+        gradients = self._gradients[0] if self._gradients else []
+        return {self.outputs_BC.device, *(found.device for found in gradients if found is not None)}
+
+    def _slices(self, tile: Tile) -> Iterator[Slice]:
+        """Pieces of a tile, cut so that a slice of all rows stays in a cache."""
+        num_rows = len(self.batch) * self.num_cotangents
+        place = 0
+        for piece in tile.pieces:
+            each = piece.size // max(piece.stop - piece.start, 1)
+            step = max(1, slice_bytes(self.backend.memory_gb) // (num_rows * max(each, 1) * self.dtype.itemsize))
+            for start in range(piece.start, piece.stop, step):
+                stop = min(start + step, piece.stop)
+                size = (stop - start) * each
+                yield Slice(piece.block, start, stop, slice(place, place + size), tile.offset + place)
+                place += size
+
+    def _uses(self, piece: Slice) -> Sequence[Use]:
+        """Those of its block; none where the outputs do not depend on it, or reverse mode makes its rows."""
+        if piece.block in self._recording.without_rule:
+            return []
+        uses = self._recording.uses.get(piece.block, [])
+        return [use for use in uses if self._reaches(use)]
+
+    def _rows_of(self, piece: Slice, num_columns: int) -> tuple[Tensor | None, Sequence[Use]]:
+        """Explicit rows, (S, B, size), and the uses that are contracted without."""
+        uses = self._uses(piece)
+        direct = [use for use in uses if use.counts.prefers_direct(self.num_cotangents, num_columns)]
+        made = [use for use in uses if use not in direct]
+        has_rows = made or piece.block in self._recording.without_rule
+        return self._explicit(piece, made) if has_rows else None, direct
+
+    def _explicit(self, piece: Slice, uses: Sequence[Use]) -> Tensor:
+        """(S, B, size): made, or found ready."""
+        if piece.block in self._recording.without_rule:
+            return self._by_reverse_mode(piece)
+        shape = (self.num_cotangents, len(self.batch), piece.place.stop - piece.place.start)
+        kept = self._kept.get(piece.offset)
+        if kept is not None and kept[0] == uses:
+            return kept[1]
+        num_rows = shape[0] * shape[1]
+        start = piece.offset * num_rows if self._keeps else 0
+        rows = self._buffer_on(self._device_of(piece))[start : start + num_rows * shape[2]].view(shape)
+        if not uses:
+            rows.zero_()
+        for number, use in enumerate(uses):
+            use.write(self._at(use), self._operand(use), piece.start, piece.stop, rows, add=number > 0)
+        if self._keeps:
+            self._kept[piece.offset] = (uses, rows)
+        return rows
+
+    @cached_property
+    def _keeps(self) -> bool:
+        """Whether explicit rows stay for a second verb."""
+        num_rows = len(self.batch) * self.num_cotangents
+        return num_rows * self.layout.num_weights * self.dtype.itemsize <= KEPT_SHARE * self.backend.memory_gb * GB
+
+    def _buffer_on(self, device: torch.device) -> Tensor:
+        """Where explicit rows are. A device's pages are taken as they are written."""
+        if device not in self._buffers:
+            num_rows = len(self.batch) * self.num_cotangents
+            sizes = (piece.place.stop - piece.place.start for tile in self.layout.tiles for piece in self._slices(tile))
+            numel = num_rows * (self.layout.num_weights if self._keeps else max(sizes))
+            self._buffers[device] = self.backend.borrow(self, numel, self.dtype, device)
+        return self._buffers[device]
+
+    def _operand(self, use: Use) -> Any:
+        """What the slices of a block share; of the last two uses."""
+        if use not in self._operands:
+            while len(self._operands) > 1:
+                self._operands.pop(next(iter(self._operands)))
+            self._operands[use] = use.operand(self.dtype)
+        return self._operands[use]
+
+    def _at(self, use: Use) -> Sequence[Tensor]:
+        """For each cotangent, the gradient at the use's output."""
+        found = [gradients[use.edge] for gradients in self._gradients]
+        return [gradient for gradient in found if gradient is not None]
+
+    def _reaches(self, use: Use) -> bool:
+        """Whether the outputs depend on the use."""
+        return bool(self._gradients) and self._gradients[0][use.edge] is not None
+
+    @cached_property
+    def _gradients(self) -> Sequence[Sequence[Tensor | None]]:
+        """One backward pass for each cotangent, to the outputs of the layers and no further.
+
+        One after another: batched by `vmap` they take as long on a CPU, and not everything can be batched.
+        """
+        outputs_BC, edges = self._root_BC, self._recording.edges
+        if not outputs_BC.requires_grad or not edges:
+            return []
+        return [
+            self._recording.gradients(outputs_BC, edges, cotangents_BC)
+            for cotangents_BC in self.cotangents_BSC.to(outputs_BC).unbind(1)
+        ]
+
+    def _by_reverse_mode(self, piece: Slice) -> Tensor:
+        """Rows of a block that has no rule."""
+        rows = self._reverse
+        group = next(
+            group for group in rows.groups if group[0].offset <= piece.offset < group[-1].offset + group[-1].size
+        )
+        chosen = [tile for tile in group if any(part.block in self._recording.without_rule for part in tile.pieces)]
+        tile = next(tile for tile in chosen if tile.offset + piece.place.start == piece.offset)
+        return dict(rows.materialise(chosen))[tile.name][:, :, piece.place].transpose(0, 1)
+
+    @cached_property
+    def _reverse(self) -> FunctionalRows:
+        backend = FunctionalBackend(self.backend.network, self.backend.memory_gb)
+        return backend.rows(self.batch, lambda _: self.cotangents_BSC)
