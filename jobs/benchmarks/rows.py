@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -90,15 +91,14 @@ def _vit(width: int, depth: int, heads: int, attention: str = "eager") -> nn.Mod
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=4 * width,
-        num_labels=10,
     )
+    config.num_labels = 10
     return Flat(AutoModelForImageClassification.from_config(config, attn_implementation=attention), "pixel_values")
 
 
 def _minilm() -> nn.Module:
-    config = BertConfig(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536, num_labels=3
-    )
+    config = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536)
+    config.num_labels = 3
     return Flat(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"), "input_ids")
 
 
@@ -193,7 +193,7 @@ class Bench:
 
         with torch.no_grad():
             outputs_BC, moved_BC = torch.func.jvp(outputs_of, (weights,), (direction,))[:2]
-            _, pull = torch.func.vjp(outputs_of, weights)
+            pull = torch.func.vjp(outputs_of, weights)[1]
             pull((Categorical().hessian(outputs_BC) @ moved_BC[:, :, None])[:, :, 0])
 
     def curvlinops(self, kind: str, num_columns: int) -> Callable[[], None] | None:
@@ -201,7 +201,7 @@ class Bench:
         if self.case.name.endswith("sdpa"):
             return None
         try:
-            from curvlinops import FisherMCLinearOperator, GGNLinearOperator
+            peer = import_module("curvlinops")
         except ImportError:
             return None
         case, module = self.case, self.network.module
@@ -210,7 +210,7 @@ class Bench:
         )
         if case.is_language_model:  # (examples, classes, tokens), as the loss takes them
             module = _ClassesFirst(module, case.num_outputs)
-        operator = (FisherMCLinearOperator if kind else GGNLinearOperator)(
+        operator = (peer.FisherMCLinearOperator if kind else peer.GGNLinearOperator)(
             module,
             nn.CrossEntropyLoss(reduction="sum"),
             list(module.parameters()),

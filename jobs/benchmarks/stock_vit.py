@@ -47,8 +47,8 @@ def stock_vit() -> nn.Module:
         num_hidden_layers=6,
         num_attention_heads=3,
         intermediate_size=768,
-        num_labels=10,
     )
+    config.num_labels = 10
     return AutoModelForImageClassification.from_config(config).eval()
 
 

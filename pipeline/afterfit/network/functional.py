@@ -40,9 +40,22 @@ class Network:
         return next(iter(self.weights.values())).dtype
 
     @property
+    def away(self) -> frozenset[str]:
+        """Chosen blocks that accelerate keeps on a disk or elsewhere, and brings for the time their layer runs."""
+        return frozenset(name for name, weight in self.weights.items() if weight.is_meta)
+
+    @property
     def device(self) -> torch.device:
-        """Of the first chosen weight."""
-        return next(iter(self.weights.values())).device
+        """Of the inputs: that of the first chosen weight, or where accelerate brings one that it has put away."""
+        first = next((weight for weight in self.weights.values() if not weight.is_meta), None)
+        if first is not None:
+            return first.device
+        hooks = (getattr(part, "_hf_hook", None) for part in self.module.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        found = next((place for place in places if place is not None), None)
+        if found is None:
+            raise NetworkError("The network's weights are on the meta device; load them before it is used.")
+        return torch.device(found)
 
     def __call__(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs (B, C), with some of the weights replaced.

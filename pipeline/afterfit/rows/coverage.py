@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch
 from afterfit.rows.counts import Counts
-from afterfit.rows.functional import FunctionalBackend
 
 if TYPE_CHECKING:
     from afterfit.network.functional import Network
@@ -69,29 +67,30 @@ def coverage_of(network: Network, recording: Recording, num_examples: int) -> Co
     )
 
 
-def wrong_blocks(network: Network, rows: TapeRows, batch: Batch, cotangents_BSC: Tensor) -> dict[str, str]:
-    """Blocks whose first example's row is not what plain reverse mode gives.
+def wrong_blocks(network: Network, rows: TapeRows, expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Blocks whose first example's row is not what plain reverse mode gives for that example alone.
 
     The tape takes the first dimension of what layers are given to be examples. A network that moves them elsewhere,
-    or overwrites what a layer was given, is found out here.
-    Cost: a forward and a backward pass over one example for each group of tiles.
+    mixes them, overwrites what a layer was given, or uses weights where no mode sees it, is found out here.
+
+    Args:
+        network: whose rows they are.
+        rows: with one cotangent.
+        expected: block -> gradient; a block that is not there has none.
     """
-    first = Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
-    reference = FunctionalBackend(network).rows(first, lambda _: cotangents_BSC[:1])
-    errors: dict[str, float] = {}
-    norms: dict[str, float] = {}
-    for group in reference.groups:
-        expected = dict(reference.materialise(group))
-        for tile in group:
-            ((_, made_BSP),) = rows.materialise([tile])
-            start = 0
-            for piece in tile.pieces:
-                place = slice(start, start + piece.size)
-                right = expected[tile.name][0, 0, place]
-                error = float((made_BSP[0, 0, place] - right).double().square().sum())
-                errors[piece.block] = errors.get(piece.block, 0.0) + error
-                norms[piece.block] = norms.get(piece.block, 0.0) + float(right.double().square().sum())
-                start += piece.size
+    errors = dict.fromkeys(network.weights, 0.0)
+    norms = dict.fromkeys(network.weights, 0.0)
+    device = rows.outputs_BC.device
+    zeros = {block.name: torch.zeros(block.shape, device=device) for block in network.layout.blocks}
+    whole = zeros | {name: gradient.to(device) for name, gradient in expected.items()}
+    for tile in network.layout:
+        ((_, made_BSP),) = rows.materialise([tile])
+        right_P, start = network.layout.cut(whole, tile).double(), 0
+        for piece in tile.pieces:
+            place = slice(start, start + piece.size)
+            errors[piece.block] += float((made_BSP[0, 0, place] - right_P[place]).square().sum())
+            norms[piece.block] += float(right_P[place].square().sum())
+            start += piece.size
     largest = sum(norms.values()) ** 0.5
     allowed = TOLERANCE.get(network.dtype, 0.1)
     return {

@@ -11,13 +11,13 @@ from afterfit.precision import CORE
 
 
 def has_forward_mode(network: Network) -> bool:
-    """Whether forward mode gives the same as reverse mode.
+    """Whether forward mode gives the same as reverse mode. It cannot reach weights that are away.
 
     An embedding that keeps a padding row has no gradient there in reverse mode, but has one in forward mode. Rows
     are what reverse mode gives, which is also what training saw.
     """
     embeddings = (part for part in network.module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
-    return all(part.padding_idx is None for part in embeddings)
+    return not network.away and all(part.padding_idx is None for part in embeddings)
 
 
 def push_forward(

@@ -6,11 +6,12 @@ tokens, positions, norms written by hand) are spread over the examples first, so
 gradient. What has no rule is named, never skipped.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
@@ -38,22 +39,26 @@ class Recording(TorchFunctionMode):
     Args:
         leaves: block name -> the tensor that stands for it in this forward; all of them require gradients.
         num_examples: B; inputs have it as their first dimension.
-        originals: block name -> the module's own parameter, which checkpointed layers find when they run again.
+        module: whose own parameters checkpointed layers find when they run again. Blocks that are not among the leaves
+            are brought by accelerate's hooks, as other tensors each time: they are known by the layer that runs.
 
     After the pass, `uses` holds every use of a block, `edges` the places in the graph whose gradients they need,
     and `without_rule` the blocks for which some operation has none, with its name.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor], num_examples: int, originals: Mapping[str, Tensor]):
+    def __init__(self, leaves: Mapping[str, Tensor], num_examples: int, module: nn.Module, away: Container[str] = ()):
         super().__init__()
-        self.leaves = leaves
+        self.leaves = dict(leaves)
         self.num_examples = num_examples
         self.edges: list[GradientEdge] = []
         self.sizes: list[int] = []  # numbers of one cotangent's gradient at each edge
         self.uses: dict[str, list[Use]] = {}
         self.without_rule: dict[str, str] = {}
         self._is_over = False
+        originals = {name: weight for name, weight in module.named_parameters() if name in leaves}
         self._tags = {id(tensor): Weight(name) for made in (leaves, originals) for name, tensor in made.items()}
+        self._away = _owners(module, away)
+        self._running: list[nn.Module] = []
 
     def mark(self, inputs: Mapping[str, Tensor]) -> None:
         """These depend on the examples."""
@@ -74,6 +79,14 @@ class Recording(TorchFunctionMode):
                 (output,), (cotangent,), True, False, tuple(inputs), True, accumulate_grad=False
             )  # retain the graph, build none, allow what is unused
 
+    def to_weights(self, output: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
+        """A backward pass to the weights: block -> its gradient; blocks that were never met have none."""
+        if not output.requires_grad or not self.leaves:
+            return {}
+        found = self.gradients(output, list(self.leaves.values()), cotangent)
+        pairs = zip(self.leaves, found, strict=True)
+        return {name: gradient for name, gradient in pairs if gradient is not None}
+
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -93,9 +106,34 @@ class Recording(TorchFunctionMode):
         return result
 
     def _tag(self, tensor: Tensor) -> Any:
-        tag = self._tags.get(id(tensor)) or getattr(tensor, _TAG, None)
+        tag = self._tags.get(id(tensor)) or getattr(tensor, _TAG, None) or self._brought(tensor)
         # What a checkpoint has kept comes back as another tensor.
         return _BATCHED if tag is None and self._is_over and tensor.requires_grad else tag
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, layers whose weights are away are noticed when they run."""
+        handles = []
+        for owner in self._away:
+            handles.append(owner.register_forward_pre_hook(lambda layer, _: self._running.append(layer)))
+            handles.append(owner.register_forward_hook(lambda *_: self._running.pop() and None))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _brought(self, tensor: Tensor) -> Weight | None:
+        """The tag of a weight that a hook has brought for a layer that runs."""
+        if not self._running or not isinstance(tensor, nn.Parameter):
+            return None
+        for layer in reversed(self._running):
+            for name, block in self._away[layer].items():
+                if layer._parameters[name] is tensor:
+                    self.leaves[block] = tensor
+                    self._tags[id(tensor)] = Weight(block)
+                    return self._tags[id(tensor)]
+        return None
 
     @property
     def counts(self) -> tuple[Counts, ...]:
@@ -201,6 +239,17 @@ class Recording(TorchFunctionMode):
 _SPREADING = {"expand", "expand_as", "repeat", "broadcast_to", "repeat_interleave", "tile"}
 _SAME = {"to", "type", "float", "half", "bfloat16", "double", "contiguous", "clone", "type_as", "dropout"}
 _TRANSPOSING = {"t", "transpose", "permute", "swapaxes", "__get__", "adjoint"}
+
+
+def _owners(module: nn.Module, away: Container[str]) -> dict[nn.Module, dict[str, str]]:
+    """Layer -> the names under which it holds blocks that are away -> these blocks; tied ones have one name."""
+    canonical = {id(weight): name for name, weight in module.named_parameters()}
+    owners: dict[nn.Module, dict[str, str]] = {}
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None and (block := canonical[id(weight)]) in away:
+                owners.setdefault(part, {})[name] = block
+    return owners
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -27,7 +27,8 @@ class TapeBackend:
         self.network = network
         self.memory_gb = memory_gb
         self.forward_mode = has_forward_mode(network)
-        self.leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
+        here = {name: weight for name, weight in network.weights.items() if name not in network.away}
+        self._leaves = {name: weight.detach().requires_grad_() for name, weight in here.items()}
         self._wrong: dict[str, str] | None = None  # blocks that must not be taken from the tape; None: not checked yet
         self._free: list[Tensor] = []
 
@@ -40,7 +41,10 @@ class TapeBackend:
             mixed_C = torch.linspace(1, 2, num_outputs) * (1 - 2 * (torch.arange(num_outputs) % 2))
             mixed_B1C = mixed_C.to(outputs_BC).expand(len(batch), 1, num_outputs)
             checked = TapeRows(self, batch, recording, outputs_BC, mixed_B1C)
-            self._wrong = wrong_blocks(self.network, checked, batch, mixed_B1C)
+            alone, alone_1C = self._record(
+                Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
+            )
+            self._wrong = wrong_blocks(self.network, checked, alone.to_weights(alone_1C, mixed_B1C[0]))
         recording.without_rule |= self._wrong or {}
         return TapeRows(self, batch, recording, outputs_BC, cotangents_BSC)
 
@@ -50,11 +54,11 @@ class TapeBackend:
         return coverage_of(self.network, recording, len(batch))
 
     def _record(self, batch: Batch) -> tuple[Recording, Tensor]:
-        originals = {name: weight for name, weight in self.network.module.named_parameters() if name in self.leaves}
-        recording = Recording(self.leaves, len(batch), originals)
-        with torch.enable_grad(), recording:
+        network = self.network
+        recording = Recording(self._leaves, len(batch), network.module, network.away)
+        with torch.enable_grad(), recording.watching(), recording:
             recording.mark(batch.inputs)
-            outputs_BC = self.network(batch.inputs, self.leaves)
+            outputs_BC = network(batch.inputs, self._leaves)
         return recording, outputs_BC
 
     def borrow(self, owner: object, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:

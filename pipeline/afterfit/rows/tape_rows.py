@@ -130,14 +130,11 @@ class TapeRows:
         """Adds R^T W, a backward pass to the weights for each column of W."""
         root_BC, layout = self._root_BC, self.layout
         chosen = [tile for tile in layout.tiles if tile.name in into]
-        leaves = {name: self.backend.leaves[name] for name in layout.blocks_of(chosen)}
-        if not root_BC.requires_grad:
-            return
+        zeros = {block.name: root_BC.new_zeros(()).expand(block.shape) for block in layout.blocks}
         mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
         for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
-            found = self._recording.gradients(root_BC, list(leaves.values()), mixed_BC)
-            pairs = zip(leaves.items(), found, strict=True)
-            gradients = {name: torch.zeros_like(leaf) if one is None else one for (name, leaf), one in pairs}
+            found = self._recording.to_weights(root_BC, mixed_BC)
+            gradients = zeros | {name: gradient.to(root_BC.device) for name, gradient in found.items()}
             for tile in chosen:
                 target = into[tile.name]
                 target[:, column] += layout.cut(gradients, tile).to(target)
