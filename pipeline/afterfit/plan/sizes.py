@@ -123,11 +123,12 @@ class Sizes:
     def _multiplied(
         self, examples: float, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False
     ) -> float:
-        counts = self.request.coverage.counts if self.request.coverage else ()
-        rows = by_rows(counts, self.num_outputs, num_columns, has_gradients=has_gradients, are_kept=are_kept)
+        coverage = self.request.coverage
+        counts, passed = (coverage.counts, coverage.passed) if coverage else ((), 0.0)
+        rows = by_rows(counts, passed, self.num_outputs, num_columns, has_gradients=has_gradients, are_kept=are_kept)
         # What passes take beside products with weights, attention above all, is in the forward FLOPs only.
-        others = max(self.forward(1) - 2 * sum(each.passed for each in counts), 0.0)
-        columns = by_columns(counts, num_columns)
+        others = max(self.forward(1) - 2 * passed, 0.0)
+        columns = by_columns(passed, num_columns)
         if columns < rows:
             return examples * (2 * columns + 2 * num_columns * others)
         return examples * (2 * rows + (0.0 if has_gradients else self.num_outputs * others))

@@ -15,14 +15,12 @@ class Counts(NamedTuple):
 
     Attributes:
         size: numbers of the block; S k times that contract rows with columns.
-        passed: in a forward pass, and as many in a backward pass to the activations, or in one to the weights.
         made: S times that make the rows.
         direct: k times that, and
         crossed: S k times that contract without rows; None where that cannot be done.
     """
 
     size: int
-    passed: int = 0
     made: int = 0
     direct: int = 0
     crossed: int | None = None
@@ -49,17 +47,27 @@ class Counts(NamedTuple):
 
 def by_rows(
     counts: Sequence[Counts],
+    passed: float,
     num_cotangents: int,
     num_columns: int,
     *,
     has_gradients: bool = False,
     are_kept: bool = False,
 ) -> float:
-    """Of R V or R^T W: the backward passes, unless that was done, and the contraction."""
-    passes = 0 if has_gradients else num_cotangents * sum(each.passed for each in counts)
+    """Of R V or R^T W: the backward passes, unless that was done, and the contraction.
+
+    Args:
+        counts: of every use.
+        passed: in a forward pass, and as many in a backward pass to the activations, or in one to the weights.
+        num_cotangents: S.
+        num_columns: k.
+        has_gradients: whether the backward passes were done.
+        are_kept: whether rows that are made are there already.
+    """
+    passes = 0 if has_gradients else num_cotangents * passed
     return passes + sum(each.contracted(num_cotangents, num_columns, are_kept=are_kept) for each in counts)
 
 
-def by_columns(counts: Sequence[Counts], num_columns: int) -> float:
+def by_columns(passed: float, num_columns: int) -> float:
     """Of the same, by one pass of a column's value and derivative, forward or back, for each."""
-    return 2 * num_columns * sum(each.passed for each in counts)
+    return 2 * num_columns * passed

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
 """Of a row's block, relative: attention and norms round, a wrong rule is off by all of it."""
-ROUNDING = 1e-4
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Part of the whole row below which a block is rounding only: softmax gives a key's bias no gradient, but noise."""
 
 
@@ -32,6 +32,7 @@ class Coverage:
         weights_by_reverse_mode: their number.
         gradient_numbers: at the outputs of the layers, for one example and one cotangent.
         counts: what each use of a block costs for one example.
+        passed: multiplications with weights in the forward pass of one example.
     """
 
     num_weights: int
@@ -39,6 +40,7 @@ class Coverage:
     weights_by_reverse_mode: int
     gradient_numbers: int
     counts: tuple[Counts, ...]
+    passed: float
 
     @property
     def fraction(self) -> float:
@@ -47,9 +49,9 @@ class Coverage:
 
     def sentence(self) -> str:
         """For people."""
-        told = f"Rows: the tape has rules for {self.fraction:.4g} of the weights".replace(" 1 of", " all of")
         if not self.by_reverse_mode:
-            return f"{told}."
+            return "Rows: the tape has rules for all of the weights."
+        told = f"Rows: the tape has rules for {100 * self.fraction:.3g} % of the weights"
         named = ", ".join(f"{block} ({why})" for block, why in list(self.by_reverse_mode.items())[:3])
         more = len(self.by_reverse_mode) - 3
         return f"{told}; by reverse mode, example by example: {named}{f' and {more} more' if more > 0 else ''}."
@@ -64,6 +66,7 @@ def coverage_of(network: Network, recording: Recording, num_examples: int) -> Co
         weights_by_reverse_mode=sum(sizes[name] for name in recording.without_rule),
         gradient_numbers=sum(recording.sizes) // num_examples,
         counts=recording.counts,
+        passed=recording.passed / num_examples,
     )
 
 
@@ -92,9 +95,9 @@ def wrong_blocks(network: Network, rows: TapeRows, expected: Mapping[str, Tensor
             norms[piece.block] += float(right_P[place].square().sum())
             start += piece.size
     largest = sum(norms.values()) ** 0.5
-    allowed = TOLERANCE.get(network.dtype, 0.1)
+    allowed, rounding = TOLERANCE.get(network.dtype, 0.1), ROUNDING.get(network.dtype, 1e-2)
     return {
-        block: "its input does not keep the examples first"
+        block: "its rows differ from those of reverse mode"
         for block, error in errors.items()
-        if not error**0.5 <= allowed * norms[block] ** 0.5 + ROUNDING * largest
+        if not error**0.5 <= allowed * norms[block] ** 0.5 + rounding * largest
     }

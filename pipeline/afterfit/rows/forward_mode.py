@@ -9,6 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from afterfit.network.functional import Network
 from afterfit.precision import CORE
 
+AGREEMENT = {torch.float64: 1e-3, torch.float32: 1e-2}
+"""Of a product with signs, relative to its standard deviation over signs."""
+
 
 def has_forward_mode(network: Network) -> bool:
     """Whether forward mode gives the same as reverse mode. It cannot reach weights that are away.
@@ -18,6 +21,33 @@ def has_forward_mode(network: Network) -> bool:
     """
     embeddings = (part for part in network.module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
     return not network.away and all(part.padding_idx is None for part in embeddings)
+
+
+def forward_mode_agrees(
+    network: Network, inputs: Mapping[str, Tensor], cotangents_BSC: Tensor, gradients: Mapping[str, Tensor]
+) -> bool:
+    """Whether forward mode exists for all that the network does, and gives what reverse mode gave.
+
+    Args:
+        network: of which one example is pushed forward.
+        inputs: that example.
+        cotangents_BSC: one cotangent.
+        gradients: block -> its gradient by reverse mode, for a block that has one.
+    """
+    block_signs = {
+        name: 1.0 - 2.0 * (torch.arange(weight.numel(), device=weight.device) * 2654435761 % 7 % 2)
+        for name, weight in network.weights.items()
+    }
+    flat = {name: signs.view(network.weights[name].shape) for name, signs in block_signs.items()}
+    columns = {tile.name: network.layout.cut(flat, tile)[:, None] for tile in network.layout}
+    try:
+        pushed = float(push_forward(network, inputs, cotangents_BSC, columns))
+    except (NotImplementedError, RuntimeError):
+        return False
+    products = [(flat[name] * gradient).double() for name, gradient in gradients.items()]
+    expected = sum(float(product.sum()) for product in products)
+    scale = sum(float(product.square().sum()) for product in products) ** 0.5
+    return abs(pushed - expected) <= AGREEMENT.get(network.dtype, 0.1) * scale
 
 
 def push_forward(

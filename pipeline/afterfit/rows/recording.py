@@ -6,7 +6,7 @@ tokens, positions, norms written by hand) are spread over the examples first, so
 gradient. What has no rule is named, never skipped.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from afterfit.rows.counts import Counts
 from afterfit.rows.rules import rule_for
@@ -21,8 +22,8 @@ from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.spread import Spread
 from afterfit.rows.uses.use import Use
 
-_TAG = "_afterfit"
 _BATCHED = "batched"
+_MIXED = "mixed"  # of the data, but which examples are where depends on them
 
 
 class Weight(NamedTuple):
@@ -55,15 +56,19 @@ class Recording(TorchFunctionMode):
         self.uses: dict[str, list[Use]] = {}
         self.without_rule: dict[str, str] = {}
         self._is_over = False
+        self.passed = 0  # multiplications of the forward pass with weights, chosen or not
         originals = {name: weight for name, weight in module.named_parameters() if name in leaves}
-        self._tags = {id(tensor): Weight(name) for made in (leaves, originals) for name, tensor in made.items()}
+        self._tags = WeakTensorKeyDictionary()  # not on the tensors: some are the module's
+        for name, tensor in (*leaves.items(), *originals.items()):
+            self._tags[tensor] = Weight(name)
         self._away = _owners(module, away)
         self._running: list[nn.Module] = []
+        self._brought: list[tuple[str, Tensor]] = []  # a layer that runs twice is brought its weights twice
 
     def mark(self, inputs: Mapping[str, Tensor]) -> None:
         """These depend on the examples."""
         for value in inputs.values():
-            setattr(value, _TAG, _BATCHED)
+            self._tags[value] = _BATCHED
 
     def gradients(
         self, output: Tensor, inputs: Sequence[Tensor | GradientEdge], cotangent: Tensor
@@ -79,34 +84,53 @@ class Recording(TorchFunctionMode):
                 (output,), (cotangent,), True, False, tuple(inputs), True, accumulate_grad=False
             )  # retain the graph, build none, allow what is unused
 
-    def to_weights(self, output: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
+    def to_weights(self, output: Tensor, cotangent: Tensor, wanted: Container[str] | None = None) -> dict[str, Tensor]:
         """A backward pass to the weights: block -> its gradient; blocks that were never met have none."""
-        if not output.requires_grad or not self.leaves:
+        pairs = [*self.leaves.items(), *self._brought]
+        pairs = [(block, leaf) for block, leaf in pairs if wanted is None or block in wanted]
+        if not output.requires_grad or not pairs:
             return {}
-        found = self.gradients(output, list(self.leaves.values()), cotangent)
-        pairs = zip(self.leaves, found, strict=True)
-        return {name: gradient for name, gradient in pairs if gradient is not None}
+        total: dict[str, Tensor] = {}
+        for (block, _), found in zip(
+            pairs, self.gradients(output, [leaf for _, leaf in pairs], cotangent), strict=True
+        ):
+            if found is not None:
+                total[block] = total[block] + found if block in total else found
+        return total
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tags = [self._tag(tensor) for tensor in _tensors((args, kwargs))]
-        batched = _BATCHED in tags
+        given = list(_tensors((args, kwargs)))
+        tags = [self._tag(tensor) for tensor in given]
+        has_data = _BATCHED in tags or _MIXED in tags
         weights = [tag for tag in tags if isinstance(tag, Weight)]
-        if not weights:
+        if not weights or not torch.is_grad_enabled():
             result = func(*args, **kwargs)
-        elif batched:
+        elif has_data:
             result = self._meet(func, args, kwargs, weights)
         else:
-            return self._derive(func, args, kwargs, weights)
-        if batched:
+            result = self._derive(func, args, kwargs, weights)
+        if func in _MULTIPLYING and isinstance(result, Tensor):
+            self.passed += result.numel() * (args[0].shape[-1] if func in _PRODUCTS else args[1][0].numel())
+        if func.__name__ == "__setitem__":  # returns nothing, and changes what it is called on
+            self._without(weights, "an assignment to a part")
+            self._tags[args[0]] = _BATCHED if has_data else None
+        elif has_data:
+            is_mixed = _MIXED in tags or _picks(func, args)  # masks and positions may be picked from
             for tensor in _tensors(result):
-                setattr(tensor, _TAG, _BATCHED)
+                # A cast to what a tensor is already returns the tensor, which has not become data.
+                if not any(tensor is one for one in given) or func.__name__.endswith("_"):
+                    self._tags[tensor] = _MIXED if is_mixed and tensor.requires_grad else _BATCHED
         return result
 
+    def _without(self, weights: Iterable[Weight], why: str) -> None:
+        for weight in weights:
+            self.without_rule.setdefault(weight.block, why)
+
     def _tag(self, tensor: Tensor) -> Any:
-        tag = self._tags.get(id(tensor)) or getattr(tensor, _TAG, None) or self._brought(tensor)
+        tag = self._tags.get(tensor) or self._brought_here(tensor)
         # What a checkpoint has kept comes back as another tensor.
         return _BATCHED if tag is None and self._is_over and tensor.requires_grad else tag
 
@@ -116,23 +140,23 @@ class Recording(TorchFunctionMode):
         handles = []
         for owner in self._away:
             handles.append(owner.register_forward_pre_hook(lambda layer, _: self._running.append(layer)))
-            handles.append(owner.register_forward_hook(lambda *_: self._running.pop() and None))
+            handles.append(owner.register_forward_hook(lambda *_: self._running.pop() and None, always_call=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _brought(self, tensor: Tensor) -> Weight | None:
+    def _brought_here(self, tensor: Tensor) -> Weight | None:
         """The tag of a weight that a hook has brought for a layer that runs."""
         if not self._running or not isinstance(tensor, nn.Parameter):
             return None
         for layer in reversed(self._running):
             for name, block in self._away[layer].items():
                 if layer._parameters[name] is tensor:
-                    self.leaves[block] = tensor
-                    self._tags[id(tensor)] = Weight(block)
-                    return self._tags[id(tensor)]
+                    self._brought.append((block, tensor))
+                    self._tags[tensor] = Weight(block)
+                    return self._tags[tensor]
         return None
 
     @property
@@ -149,45 +173,54 @@ class Recording(TorchFunctionMode):
             if result is not None:
                 return result
         result = func(*args, **kwargs)
-        if any(True for _ in _tensors(result)):
-            for weight in weights:
-                self.without_rule.setdefault(weight.block, func.__name__)
+        if any(tensor.requires_grad for tensor in _tensors(result)):
+            self._without(weights, func.__name__)
         return result
 
     def _derive(self, func: Callable, args: tuple, kwargs: dict[str, Any], weights: list[Weight]) -> Any:
         """Weights alone, or with constants."""
         result = func(*args, **kwargs)
-        if not isinstance(result, Tensor):
-            for tensor in _tensors(result):
-                if tensor.requires_grad:
-                    setattr(tensor, _TAG, Weight(weights[0].block, "made"))
-            return result
-        if not result.requires_grad or self._tag(result) is not None:
-            return result
-        name, first = func.__name__, weights[0]
+        made = [tensor for tensor in _tensors(result) if tensor.requires_grad]
         if len({weight.block for weight in weights}) > 1:
-            for weight in weights:
-                self.without_rule.setdefault(weight.block, name)
+            self._without(weights if made else [], func.__name__)
             return result
-        if func is torch.nn.functional.embedding and first.form == "itself":
-            tag = Weight(first.block, "looked up", args[0])
-        elif name in _SPREADING and self._spreads(result, args[0]):
-            self.spread(first, args[0], result)
-            tag = _BATCHED
-        elif name in _SAME and result.shape == args[0].shape:
-            tag = first
-        elif name in _TRANSPOSING and result.dim() == 2 and first.form in ("itself", "transposed"):
-            tag = first._replace(form="transposed" if first.form == "itself" else "itself")
-        else:
-            tag = Weight(first.block, "made")
-        setattr(result, _TAG, tag)
+        for tensor in made:
+            if not any(tensor is one for one in args):
+                self._tags[tensor] = self._made(func, args, kwargs, weights[0], result)
+            elif func.__name__.endswith("_"):
+                self._tags[tensor] = Weight(weights[0].block, "made")
         return result
+
+    def _made(self, func: Callable, args: tuple, kwargs: dict[str, Any], weight: Weight, result: Any) -> Any:
+        """The tag of what was made of a weight."""
+        name, first = func.__name__, args[0] if args and isinstance(args[0], Tensor) else None
+        if not isinstance(result, Tensor) or first is None:
+            return Weight(weight.block, "made")
+        if func is torch.nn.functional.embedding and weight.form == "itself":
+            settings = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
+            unusual = any(settings.get(name) is not None for name in ("padding_idx", "max_norm"))
+            unusual = unusual or settings.get("scale_grad_by_freq") or settings.get("sparse")
+            usual = not unusual and first.dim() in (1, 2)
+            return Weight(weight.block, "looked up", first) if usual else Weight(weight.block, "made")
+        if name in _SPREADING and self._spreads(result, first):
+            self.spread(weight, first, result)
+            return _BATCHED
+        if name in _SAME and result.shape == first.shape:
+            return weight
+        is_turned = result.shape == first.shape[::-1] and result.stride() == first.stride()[::-1]
+        if first.dim() == 2 and is_turned and result.stride() != first.stride() and weight.form in _TURNED:
+            return weight._replace(form=_TURNED[weight.form])
+        return Weight(weight.block, "made")
 
     def _spreads(self, result: Tensor, weight: Tensor) -> bool:
         """Whether a weight was copied once for each example."""
         if not result.dim() or result.shape[0] != self.num_examples:
             return False
-        return weight.dim() < result.dim() or weight.shape[0] == 1
+        own = weight.shape[1:] if weight.dim() == result.dim() and weight.shape[0] == 1 else weight.shape
+        if len(own) >= result.dim():
+            return False
+        trailing = result.shape[result.dim() - len(own) :]
+        return all(size in (1, whole) for size, whole in zip(own, trailing, strict=True))
 
     # What rules use.
 
@@ -218,6 +251,10 @@ class Recording(TorchFunctionMode):
         self.sizes.append(output.numel())
         return len(self.edges) - 1
 
+    def leaf(self, block: str) -> Tensor:
+        """The tensor that stands for a block, the last one that was brought."""
+        return self.leaves[block] if block in self.leaves else dict(self._brought)[block]
+
     def keep(self, use: Use) -> None:
         """Note a use."""
         if self._is_over:
@@ -226,9 +263,11 @@ class Recording(TorchFunctionMode):
 
     def spread(self, weight: Weight, tensor: Tensor, copies: Tensor) -> None:
         """Note that `copies`, one for each example, were made of a weight, or of what was made from it."""
-        leaf = self.leaves[weight.block]
+        leaf = self.leaf(weight.block)
         if weight.form == "looked up" and weight.tokens is not None:
-            index = weight.tokens.reshape(-1, weight.tokens.shape[-1]).expand(self.num_examples, -1)
+            is_each = copies.shape[0] == len(weight.tokens) and copies.dim() == weight.tokens.dim() + 1
+            tokens = weight.tokens.reshape(self.num_examples if is_each else 1, -1)
+            index = tokens.expand(self.num_examples, -1)
             self.keep(Lookup(weight.block, self.edge(copies), index, *leaf.shape))
         elif weight.form == "itself" and tensor.shape == leaf.shape:
             self.keep(Spread(weight.block, self.edge(copies), leaf))
@@ -237,8 +276,18 @@ class Recording(TorchFunctionMode):
 
 
 _SPREADING = {"expand", "expand_as", "repeat", "broadcast_to", "repeat_interleave", "tile"}
-_SAME = {"to", "type", "float", "half", "bfloat16", "double", "contiguous", "clone", "type_as", "dropout"}
-_TRANSPOSING = {"t", "transpose", "permute", "swapaxes", "__get__", "adjoint"}
+_SAME = {"to", "type", "float", "half", "bfloat16", "double", "contiguous", "clone", "type_as"}
+_TURNED = {"itself": "transposed", "transposed": "itself"}
+_PRODUCTS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
+_MULTIPLYING = _PRODUCTS | {torch.nn.functional.linear, torch.conv1d, torch.conv2d}
+_PICKING = {"index_select", "masked_select", "nonzero", "take", "gather", "unique"}
+
+
+def _picks(func: Callable, args: tuple) -> bool:
+    """Whether an operation picks examples, or parts of them, by tensors."""
+    if func.__name__ == "__getitem__":
+        return any(True for _ in _tensors(args[1:]))
+    return func.__name__ in _PICKING
 
 
 def _owners(module: nn.Module, away: Container[str]) -> dict[nn.Module, dict[str, str]]:

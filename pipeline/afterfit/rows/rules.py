@@ -20,6 +20,9 @@ from afterfit.rows.uses.scale import Scale
 if TYPE_CHECKING:
     from afterfit.rows.recording import Recording, Weight
 
+_ALIASES = {"other": "weight", "mat2": "weight", "mat1": "input"}
+"""Keywords of products."""
+
 Given = Mapping[str, Any]
 """The operation's arguments by name."""
 
@@ -32,13 +35,18 @@ class Rule(NamedTuple):
 
     def __call__(self, recording: Recording, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         """The operation's result, or None where the rule does not apply."""
-        given = dict(zip(self.arguments.split(), args, strict=False)) | kwargs
+        named = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
+        given = dict(zip(self.arguments.split(), args, strict=False)) | named
+        if "input" not in given:
+            return None
         return self.apply(recording, lambda: func(*args, **kwargs), given)
 
 
 def _weight_and_bias(recording: Recording, given: Given, *forms: str) -> tuple[Weight | None, Weight | None] | None:
     """Tags of those that are chosen; None where one of them is not as the network holds it, or the data are mixed."""
     weight, bias = given.get("weight"), given.get("bias")
+    if bias is not None and bias.dim() != 1 and "normalized_shape" not in given:
+        return None
     of_weight, of_bias = recording.weight(weight, "itself", *forms), recording.weight(bias, "itself")
     known = (of_weight or recording.is_free(weight)) and (of_bias or recording.is_free(bias))
     return (of_weight, of_bias) if known and recording.is_whole(given["input"]) else None
@@ -58,6 +66,8 @@ def _product(recording: Recording, run: Callable[[], Tensor], given: Given, *, t
     data, weight = given["input"], given["weight"]
     plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1
     if tags is None or data.dim() < 2 or weight.dim() != 2 or not plain:
+        return None
+    if tags[1] and given["bias"].numel() != weight.shape[0 if transposed_if == "transposed" else 1]:
         return None
     output = run()
     edge = recording.edge(output)
@@ -195,8 +205,9 @@ def elementwise(recording: Recording, func: Callable, args: tuple, kwargs: dict[
         return None
     whole = tensor.reshape((1,) * (data.dim() - tensor.dim()) + tuple(tensor.shape))
     if weight.form == "looked up" and whole.shape[0] == data.shape[0]:  # the same tokens for every example
-        recording.spread(weight, tensor, tensor)
-        return func(*args, **kwargs)
+        copies = tensor.view_as(tensor)  # another use of the same has its own place in the graph
+        recording.spread(weight, tensor, copies)
+        return func(*(copies if arg is tensor else arg for arg in args), **kwargs)
     if whole.shape[0] != 1:
         return None
     copies = whole.expand(recording.num_examples, *whole.shape[1:])

@@ -7,6 +7,7 @@ several devices stay as they are. Per GGN column, the cost does not depend on th
 """
 
 import weakref
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from afterfit.algebra import Batch
 from afterfit.network.functional import Network
 from afterfit.rows.coverage import Coverage, coverage_of, wrong_blocks
-from afterfit.rows.forward_mode import has_forward_mode
+from afterfit.rows.forward_mode import forward_mode_agrees, has_forward_mode
 from afterfit.rows.protocol import Cotangents
 from afterfit.rows.recording import Recording
 from afterfit.rows.tape_rows import TapeRows
@@ -29,24 +30,35 @@ class TapeBackend:
         self.forward_mode = has_forward_mode(network)
         here = {name: weight for name, weight in network.weights.items() if name not in network.away}
         self._leaves = {name: weight.detach().requires_grad_() for name, weight in here.items()}
-        self._wrong: dict[str, str] | None = None  # blocks that must not be taken from the tape; None: not checked yet
+        self.wrong: dict[Hashable, dict[str, str]] = {}  # for each kind of micro-batch, what the tape must not make
         self._free: list[Tensor] = []
 
     def rows(self, batch: Batch, cotangents: Cotangents) -> "TapeRows":
-        """One forward pass; the rest when a verb asks for it. The first micro-batch is checked by reverse mode."""
+        """One forward pass; the rest when a verb asks for it.
+
+        The first micro-batch of each kind is checked by plain reverse mode: a rule could take for examples what is not.
+        """
         recording, outputs_BC = self._record(batch)
         cotangents_BSC = cotangents(outputs_BC.detach())
-        if self._wrong is None and len(batch) > 1:
-            num_outputs = outputs_BC.shape[1]
-            mixed_C = torch.linspace(1, 2, num_outputs) * (1 - 2 * (torch.arange(num_outputs) % 2))
-            mixed_B1C = mixed_C.to(outputs_BC).expand(len(batch), 1, num_outputs)
-            checked = TapeRows(self, batch, recording, outputs_BC, mixed_B1C)
-            alone, alone_1C = self._record(
-                Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
-            )
-            self._wrong = wrong_blocks(self.network, checked, alone.to_weights(alone_1C, mixed_B1C[0]))
-        recording.without_rule |= self._wrong or {}
+        recording.without_rule |= self._checked(batch, recording, outputs_BC)
         return TapeRows(self, batch, recording, outputs_BC, cotangents_BSC)
+
+    def _checked(self, batch: Batch, recording: Recording, outputs_BC: Tensor) -> dict[str, str]:
+        """Blocks whose rows are wrong for micro-batches of this kind: as many examples, sizes that they divide."""
+        num_examples, num_outputs = outputs_BC.shape
+        divided = tuple(tuple(size % num_examples == 0 for size in value.shape) for value in batch.inputs.values())
+        kind = (num_examples, divided)
+        if kind not in self.wrong:
+            mixed_C = torch.linspace(1, 2, num_outputs) * (1 - 2 * (torch.arange(num_outputs) % 2))
+            mixed_B1C = mixed_C.to(outputs_BC).expand(num_examples, 1, num_outputs)
+            checked = TapeRows(self, batch, recording, outputs_BC, mixed_B1C)
+            first = Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
+            alone, alone_1C = self._record(first)
+            right = alone.to_weights(alone_1C, mixed_B1C[0])
+            self.wrong[kind] = wrong_blocks(self.network, checked, right)
+            if self.forward_mode:
+                self.forward_mode = forward_mode_agrees(self.network, first.inputs, mixed_B1C[:1], right)
+        return self.wrong[kind]
 
     def coverage(self, batch: Batch) -> Coverage:
         """Which weights have rules in a forward pass over these examples."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.errors import NetworkError
 from afterfit.layout import Tile
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
@@ -121,19 +122,22 @@ class TapeRows:
 
     def _goes_by_columns(self, num_columns: int) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""
-        counts = self._recording.counts
+        counts, passed = self._recording.counts, self._recording.passed / len(self.batch)
         has_gradients = "_gradients" in self.__dict__
-        rows = by_rows(counts, self.num_cotangents, num_columns, has_gradients=has_gradients, are_kept=bool(self._kept))
-        return by_columns(counts, num_columns) < rows
+        rows = by_rows(
+            counts, passed, self.num_cotangents, num_columns, has_gradients=has_gradients, are_kept=bool(self._kept)
+        )
+        return by_columns(passed, num_columns) < rows
 
     def _pull_back(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
         """Adds R^T W, a backward pass to the weights for each column of W."""
         root_BC, layout = self._root_BC, self.layout
         chosen = [tile for tile in layout.tiles if tile.name in into]
+        wanted = set(layout.blocks_of(chosen))
         zeros = {block.name: root_BC.new_zeros(()).expand(block.shape) for block in layout.blocks}
         mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
         for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
-            found = self._recording.to_weights(root_BC, mixed_BC)
+            found = self._recording.to_weights(root_BC, mixed_BC, wanted)
             gradients = zeros | {name: gradient.to(root_BC.device) for name, gradient in found.items()}
             for tile in chosen:
                 target = into[tile.name]
@@ -295,6 +299,12 @@ class TapeRows:
 
     def _by_reverse_mode(self, piece: Slice) -> Tensor:
         """Rows of a block that has no rule."""
+        if self.backend.network.away:
+            why = self._recording.without_rule[piece.block]
+            raise NetworkError(
+                f"There is no rule for {piece.block!r} ({why}) in a network that is partly kept elsewhere; leave it "
+                "out with `network.choose`, or load the network whole."
+            )
         rows = self._reverse
         group = next(
             group for group in rows.groups if group[0].offset <= piece.offset < group[-1].offset + group[-1].size

@@ -57,4 +57,4 @@ class Convolution(Use):
         """Positions are many, so rows are always made."""
         channels = self.inputs.shape[1] // self.groups
         size = self.num_outputs * channels * math.prod(self.kernel)
-        return Counts(size, size * self.positions, size * self.positions)
+        return Counts(size, size * self.positions)

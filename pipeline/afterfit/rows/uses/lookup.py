@@ -32,7 +32,7 @@ class Lookup(Use):
     def counts(self) -> Counts:
         """Rows are nearly all zeros, and never made for a product."""
         size = self.num_tokens * self.width
-        return Counts(size, 0, size, 0, self.index.shape[1] * self.width)
+        return Counts(size, size, 0, self.index.shape[1] * self.width)
 
     def direct_times(self, g_S: Gradients, start: int, stop: int, columns_pk: Tensor) -> Tensor:
         """(S, B, k): only columns that tokens point at are read."""

@@ -42,7 +42,7 @@ class Outer(Use):
         positions, num_inputs = self.inputs.shape[1:]
         work = positions * num_inputs * self.num_outputs
         leading = num_inputs if self.transposed else self.num_outputs
-        return Counts(num_inputs * self.num_outputs, work, work, work, positions * leading)
+        return Counts(num_inputs * self.num_outputs, work, work, positions * leading)
 
     def direct_times(self, g_S: Gradients, start: int, stop: int, columns_pk: Tensor) -> Tensor:
         """(S, B, k) for columns of the leading indexes start to stop, (size, k)."""
