@@ -14,7 +14,7 @@ from afterfit.errors import NetworkError
 from afterfit.layout import Tile
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
-from afterfit.rows.counts import by_columns, by_rows
+from afterfit.rows.counts import Counts, by_columns, by_rows
 from afterfit.rows.forward_mode import push_forward
 from afterfit.rows.functional import FunctionalBackend, FunctionalRows
 from afterfit.rows.planning import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
@@ -34,6 +34,21 @@ class Slice(NamedTuple):
     stop: int
     place: slice  # in the tile
     offset: int  # in the layout
+
+    def within(self, whole: Slice) -> slice:
+        """Where it lies in a slice that holds it."""
+        return slice(self.place.start - whole.place.start, self.place.stop - whole.place.start)
+
+
+class _ByReverseMode(Use):
+    """Stands for the uses of a block for which there is no rule."""
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(0)
+
+
+_BY_REVERSE_MODE = _ByReverseMode("", -1)
 
 
 class TapeRows:
@@ -150,14 +165,14 @@ class TapeRows:
         total = torch.zeros(size, dtype=CORE, device=self.outputs_BC.device)
         for tile in self.layout.tiles:
             columns_Pk = columns[tile.name]
-            for piece in self._slices(tile):
+            for piece in self._pieces(tile):
                 columns_pk = columns_Pk[piece.place].to(self._device_of(piece), self.dtype)
-                rows_SBp, direct = self._rows_of(piece, size[2])
-                if rows_SBp is not None:
-                    total += (rows_SBp @ columns_pk).to(total.device)
+                made, direct = self._split(piece, size[2])
                 for use in direct:
                     product = use.direct_times(self._at(use), piece.start, piece.stop, columns_pk)
                     total += product.to(total.device)
+                for cut in self._cut(piece) if made else ():
+                    total += (self._explicit(cut, made) @ columns_pk[cut.within(piece)]).to(total.device)
         return total.transpose(0, 1)
 
     def _transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
@@ -165,26 +180,28 @@ class TapeRows:
         on = {device: weights_SBk.to(device) for device in self._devices}
         for piece, into_pk in self._pieces_of(into):
             weights = on[into_pk.device]
-            rows_SBp, direct = self._rows_of(piece, weights.shape[2])
-            if rows_SBp is not None:
-                torch.addmm(into_pk, rows_SBp.flatten(0, 1).T, weights.flatten(0, 1), out=into_pk)
+            made, direct = self._split(piece, weights.shape[2])
             for use in direct:
                 use.direct_transpose(self._at(use), piece.start, piece.stop, weights, into_pk)
+            for cut in self._cut(piece) if made else ():
+                rows_Rp, target = self._explicit(cut, made).flatten(0, 1), into_pk[cut.within(piece)]
+                torch.addmm(target, rows_Rp.T, weights.flatten(0, 1), out=target)
 
     def _squares(self, into: Mapping[str, Tensor]) -> None:
         for piece, into_p in self._pieces_of(into):
             uses = self._uses(piece)
             if len(uses) == 1 and isinstance(uses[0], Lookup):
                 uses[0].direct_squares(self._at(uses[0]), piece.start, piece.stop, into_p)
-            elif uses or piece.block in self._recording.without_rule:
-                into_p += self._explicit(piece, uses).flatten(0, 1).square().sum(dim=0)
+                continue
+            for cut in self._cut(piece) if uses else ():
+                into_p[cut.within(piece)] += self._explicit(cut, uses).flatten(0, 1).square().sum(dim=0)
 
     def _pieces_of(self, into: Mapping[str, Tensor]) -> Iterator[tuple[Slice, Tensor]]:
-        """Slices with what to add to, in the layout's order: on the device of their rows, then moved."""
+        """Pieces with what to add to, in the layout's order: on the device of their rows, then moved."""
         for tile in self.layout.tiles:
             if tile.name not in into:
                 continue
-            for piece in self._slices(tile):
+            for piece in self._pieces(tile):
                 target, device = into[tile.name][piece.place], self._device_of(piece)
                 if target.device == device:
                     yield piece, target
@@ -196,7 +213,7 @@ class TapeRows:
     def _device_of(self, piece: Slice) -> torch.device:
         """Where the rows of a slice are made: where its layer is."""
         uses = self._uses(piece)
-        return self._at(uses[0])[0].device if uses else self.outputs_BC.device
+        return self._at(uses[0])[0].device if uses and uses[0] is not _BY_REVERSE_MODE else self.outputs_BC.device
 
     @property
     def _devices(self) -> set[torch.device]:
@@ -205,36 +222,43 @@ class TapeRows:
         return {self.outputs_BC.device, *(found.device for found in gradients if found is not None)}
 
     def _slices(self, tile: Tile) -> Iterator[Slice]:
-        """Pieces of a tile, cut so that a slice of all rows stays in a cache."""
-        num_rows = len(self.batch) * self.num_cotangents
+        """All that is explicit at once, one after another."""
+        return (cut for piece in self._pieces(tile) for cut in self._cut(piece))
+
+    def _pieces(self, tile: Tile) -> Iterator[Slice]:
+        """The blocks' parts in a tile."""
         place = 0
         for piece in tile.pieces:
-            each = piece.size // max(piece.stop - piece.start, 1)
-            step = max(1, slice_bytes(self.backend.memory_gb) // (num_rows * max(each, 1) * self.dtype.itemsize))
-            for start in range(piece.start, piece.stop, step):
-                stop = min(start + step, piece.stop)
-                size = (stop - start) * each
-                yield Slice(piece.block, start, stop, slice(place, place + size), tile.offset + place)
-                place += size
+            yield Slice(piece.block, piece.start, piece.stop, slice(place, place + piece.size), tile.offset + place)
+            place += piece.size
+
+    def _cut(self, piece: Slice) -> Iterator[Slice]:
+        """A piece, cut so that a slice of all rows stays in a cache."""
+        num_rows = len(self.batch) * self.num_cotangents
+        each = (piece.place.stop - piece.place.start) // max(piece.stop - piece.start, 1)
+        step = max(1, slice_bytes(self.backend.memory_gb) // (num_rows * max(each, 1) * self.dtype.itemsize))
+        for start in range(piece.start, piece.stop, step):
+            stop = min(start + step, piece.stop)
+            first, last = ((index - piece.start) * each for index in (start, stop))
+            place = slice(piece.place.start + first, piece.place.start + last)
+            yield Slice(piece.block, start, stop, place, piece.offset + first)
 
     def _uses(self, piece: Slice) -> Sequence[Use]:
-        """Those of its block; none where the outputs do not depend on it, or reverse mode makes its rows."""
+        """Those of its block; none where the outputs do not depend on it."""
         if piece.block in self._recording.without_rule:
-            return []
+            return [_BY_REVERSE_MODE]
         uses = self._recording.uses.get(piece.block, [])
         return [use for use in uses if self._reaches(use)]
 
-    def _rows_of(self, piece: Slice, num_columns: int) -> tuple[Tensor | None, Sequence[Use]]:
-        """Explicit rows, (S, B, size), and the uses that are contracted without."""
+    def _split(self, piece: Slice, num_columns: int) -> tuple[Sequence[Use], Sequence[Use]]:
+        """Uses whose rows are made, and uses that are contracted without."""
         uses = self._uses(piece)
         direct = [use for use in uses if use.counts.prefers_direct(self.num_cotangents, num_columns)]
-        made = [use for use in uses if use not in direct]
-        has_rows = made or piece.block in self._recording.without_rule
-        return self._explicit(piece, made) if has_rows else None, direct
+        return [use for use in uses if use not in direct], direct
 
     def _explicit(self, piece: Slice, uses: Sequence[Use]) -> Tensor:
         """(S, B, size): made, or found ready."""
-        if piece.block in self._recording.without_rule:
+        if _BY_REVERSE_MODE in uses:
             return self._by_reverse_mode(piece)
         shape = (self.num_cotangents, len(self.batch), piece.place.stop - piece.place.start)
         kept = self._kept.get(piece.offset)

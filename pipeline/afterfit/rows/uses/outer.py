@@ -1,5 +1,6 @@
 """Linear layers: rows are sums of outer products over the positions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,52 +42,41 @@ class Outer(Use):
         """Without rows it is cheaper for few positions, or for many cotangents and few columns."""
         positions, num_inputs = self.inputs.shape[1:]
         work = positions * num_inputs * self.num_outputs
-        leading = num_inputs if self.transposed else self.num_outputs
-        return Counts(num_inputs * self.num_outputs, work, work, positions * leading)
+        return Counts(num_inputs * self.num_outputs, work, work, positions * self.num_outputs)
 
     def direct_times(self, g_S: Gradients, start: int, stop: int, columns_pk: Tensor) -> Tensor:
-        """(S, B, k) for columns of the leading indexes start to stop, (size, k)."""
-        num_examples = len(self.inputs)
-        dtype, num_columns = columns_pk.dtype, columns_pk.shape[1]
-        g_SBTo = self._gradients(g_S, num_examples, dtype)
-        if self.transposed:  # (in, out, k): g meets the columns first
-            inner, outer = g_SBTo, self.inputs[:, :, start:stop].to(dtype)
-            columns_xyk = columns_pk.view(stop - start, -1, num_columns)
-            total = columns_pk.new_zeros(len(g_SBTo), num_examples, num_columns)
-            for row in range(stop - start):
-                moved_SBTk = inner @ columns_xyk[row]
-                total += torch.einsum("sbtk,bt->sbk", moved_SBTk, outer[:, :, row])
-            return total
-        columns_oik = columns_pk.view(stop - start, -1, num_columns)
-        a_Xi = self.inputs.to(dtype).flatten(0, 1)
-        at_once = max(1, DIRECT_BYTES // (len(a_Xi) * num_columns * dtype.itemsize))
+        """The columns meet the inputs first, some outputs at a time."""
+        num_examples, num_columns = len(self.inputs), columns_pk.shape[1]
+        columns_oik, a_Xi, g_SBTo = self._oriented(g_S, start, stop, columns_pk)
         total = columns_pk.new_zeros(num_examples, len(g_SBTo), num_columns)
-        for first in range(0, stop - start, at_once):
-            part = columns_oik[first : first + at_once]
-            moved_Xok = (a_Xi @ part.transpose(0, 1).reshape(part.shape[1], -1)).view(num_examples, -1, num_columns)
-            g_BSx = g_SBTo[..., start + first : start + first + len(part)].transpose(0, 1).flatten(2)
-            total += torch.bmm(g_BSx, moved_Xok)
+        for outputs in self._chunks(columns_oik, len(a_Xi)):
+            part_oik = columns_oik[outputs]
+            moved_Xy = a_Xi @ part_oik.transpose(0, 1).reshape(a_Xi.shape[1], -1)
+            g_BSx = g_SBTo[..., outputs].transpose(0, 1).flatten(2)
+            total += torch.bmm(g_BSx, moved_Xy.view(num_examples, -1, num_columns))
         return total.transpose(0, 1)
 
     def direct_transpose(self, g_S: Gradients, start: int, stop: int, weights_SBk: Tensor, into_pk: Tensor) -> None:
-        """Adds R^T W of the leading indexes start to stop."""
-        num_examples = len(self.inputs)
-        dtype, num_columns = into_pk.dtype, into_pk.shape[1]
-        g_SBTo = self._gradients(g_S, num_examples, dtype)
-        a_BTi = self.inputs.to(dtype)
-        into_xyk = into_pk.view(stop - start, -1, num_columns)
-        if self.transposed:
-            mixed_BTok = torch.einsum("sbto,sbk->btok", g_SBTo, weights_SBk)
-            a_Xi = a_BTi[:, :, start:stop].flatten(0, 1)
-            into_xyk += (a_Xi.T @ mixed_BTok.flatten(0, 1).flatten(1)).view_as(into_xyk)
-            return
-        a_Xi = a_BTi.flatten(0, 1)
-        at_once = max(1, DIRECT_BYTES // (len(a_Xi) * num_columns * dtype.itemsize))
-        for first in range(0, stop - start, at_once):
-            last = min(first + at_once, stop - start)
-            g_BxS = g_SBTo[..., start + first : start + last].permute(1, 2, 3, 0).flatten(1, 2)
-            mixed_Xy = torch.bmm(g_BxS, weights_SBk.transpose(0, 1)).view(len(a_Xi), -1)
-            into_xyk[first:last] += (mixed_Xy.T @ a_Xi).view(last - first, num_columns, -1).transpose(1, 2)
+        """The weights meet the gradients first, some outputs at a time."""
+        into_oik, a_Xi, g_SBTo = self._oriented(g_S, start, stop, into_pk)
+        weights_BSk = weights_SBk.transpose(0, 1)
+        for outputs in self._chunks(into_oik, len(a_Xi)):
+            g_BxS = g_SBTo[..., outputs].permute(1, 2, 3, 0).flatten(1, 2)
+            mixed_Xy = torch.bmm(g_BxS, weights_BSk).view(len(a_Xi), -1)
+            into_oik[outputs] += (mixed_Xy.T @ a_Xi).unflatten(0, (-1, into_oik.shape[2])).transpose(1, 2)
 
-    def _gradients(self, g_S: Gradients, num_examples: int, dtype: torch.dtype) -> Tensor:
-        return torch.stack([g.to(dtype).reshape(num_examples, -1, self.num_outputs) for g in g_S])
+    def _oriented(self, g_S: Gradients, start: int, stop: int, numbers_pk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views with the outputs first, whichever way the weight lies: (out, in, k), a (B T, in), g (S, B, T, out)."""
+        num_examples, dtype = len(self.inputs), numbers_pk.dtype
+        numbers_xyk = numbers_pk.view(stop - start, -1, numbers_pk.shape[1])
+        g_SBTo = torch.stack([g.to(dtype).reshape(num_examples, -1, self.num_outputs) for g in g_S])
+        a_Xi = self.inputs.to(dtype).flatten(0, 1)
+        if self.transposed:
+            return numbers_xyk.transpose(0, 1), a_Xi[:, start:stop], g_SBTo
+        return numbers_xyk, a_Xi, g_SBTo[..., start:stop]
+
+    def _chunks(self, numbers_oik: Tensor, num_positions: int) -> Iterator[slice]:
+        """Outputs whose products with all positions fit DIRECT_BYTES."""
+        each = num_positions * numbers_oik.shape[2] * numbers_oik.element_size()
+        step = max(1, DIRECT_BYTES // each)
+        return (slice(first, first + step) for first in range(0, len(numbers_oik), step))
