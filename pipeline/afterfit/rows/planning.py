@@ -7,9 +7,9 @@ SLICE_BYTES = 1 << 22
 """Of the explicit rows that are contracted at once; they stay in a cache."""
 SLICE_SHARE = 0.1
 """Part of `memory_gb` that a slice never exceeds."""
-KEPT_SHARE = 0.4
+KEPT_SHARE = 0.2
 """Part of `memory_gb` for explicit rows that a second verb finds ready."""
-GRADIENTS_SHARE = 0.2
+GRADIENTS_SHARE = 0.15
 """Part of `memory_gb` for the gradients at the layers' outputs, of as many cotangents as fit."""
 MAX_MICRO_BATCH = 32
 ENOUGH_ROWS = 16
