@@ -67,3 +67,12 @@ def assert_every_verb_is_dense(network: Network, batch: Batch, rows, rtol: float
     assert_near(joined(squared(layout, rows)), dense_BSP.square().sum(dim=(0, 1)), rtol)
     whole_BSP = torch.cat([columns for _, columns in rows.materialise(layout.tiles)], dim=-1)
     assert_near(whole_BSP, dense_BSP, rtol)
+
+
+def assert_zero_cotangents_give_zeros(network: Network, batch: Batch, backend, num_outputs: int) -> None:
+    """Exactly, whatever the verb."""
+    rows = backend.rows(batch, lambda outputs_BC: torch.zeros(len(outputs_BC), 2, num_outputs))
+    columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 3))
+    assert torch.count_nonzero(rows.times(columns)) == 0
+    assert torch.count_nonzero(rows.gram()) == 0
+    assert torch.count_nonzero(joined(squared(network.layout, rows))) == 0

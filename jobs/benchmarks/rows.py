@@ -24,11 +24,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     LlamaConfig,
-    ViTConfig,
 )
 
 from afterfit.algebra import Batch
@@ -41,6 +39,7 @@ from afterfit.rows.functional import FunctionalBackend
 from afterfit.rows.protocol import Cotangents, RowBackend
 from afterfit.rows.tape import TapeBackend
 from afterfit.seeds import Seed
+from networks import vit
 from record import Target, open_record, show
 
 COLUMNS = (1, 8, 32, 128)
@@ -84,16 +83,7 @@ class Case:
 
 
 def _vit(width: int, depth: int, heads: int, attention: str = "eager") -> nn.Module:
-    config = ViTConfig(
-        image_size=32,
-        patch_size=4,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-    )
-    config.num_labels = 10
-    return Flat(AutoModelForImageClassification.from_config(config, attn_implementation=attention), "pixel_values")
+    return Flat(vit(width, depth, heads, attention), "pixel_values")
 
 
 def _minilm() -> nn.Module:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, ViTConfig
+from torch import Tensor
 
 from afterfit.algebra import Batch
 from afterfit.engine.events import PeakMemory
@@ -24,6 +23,7 @@ from afterfit.network.functional import Network
 from afterfit.predict.linearised import linearise
 from afterfit.resources import GB
 from afterfit.rows import ggn_diagonal, ggn_times, row_backend
+from networks import vit
 from record import Target, open_record, show
 
 IMAGES, MICRO_BATCH = 512, 8
@@ -35,21 +35,6 @@ TARGETS: Mapping[str, Target] = {
     "stock_vit_sketch16_cpu_s": ("<=", 120.0),
     "stock_vit_predict8_gb": ("<=", 1.5),
 }
-
-
-def stock_vit() -> nn.Module:
-    """The network, with random weights."""
-    torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=32,
-        patch_size=4,
-        hidden_size=192,
-        num_hidden_layers=6,
-        num_attention_heads=3,
-        intermediate_size=768,
-    )
-    config.num_labels = 10
-    return AutoModelForImageClassification.from_config(config).eval()
 
 
 def batches(images: Tensor) -> Iterator[dict[str, Tensor]]:
@@ -71,7 +56,8 @@ def main() -> int:
     parser.add_argument("--budget", choices=("hour", "full"), default="hour")
     budget = parser.parse_args().budget
     torch.set_num_threads(1)
-    module = stock_vit()
+    torch.manual_seed(0)
+    module = vit(192, 6, 3).eval()
     images = torch.randn(IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     figures: dict[str, float] = {}
 

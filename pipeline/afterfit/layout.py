@@ -147,6 +147,14 @@ class Layout:
 
         return cat([_rows(weights[piece.block], piece).reshape(-1) for piece in tile.pieces])
 
+    def filled(self, tensors: Mapping[str, Tensor], device: Any) -> dict[str, Tensor]:
+        """Block-shaped tensors for every block, on one device; the ones not given are zeros that take no memory."""
+        from torch import zeros
+
+        zero = zeros((), device=device)
+        absent = {block.name: zero.expand(block.shape) for block in self.blocks}
+        return absent | {name: tensor.to(device) for name, tensor in tensors.items()}
+
     def assemble(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Block-shaped tensors from tiles whose first dimension runs over weights: (P_tile, ...).
 

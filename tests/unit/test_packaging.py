@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -182,7 +183,7 @@ def test_the_configuration_in_the_readme_is_a_valid_one() -> None:
 
 
 def test_the_python_in_the_readme_uses_what_the_package_gives() -> None:
-    (example,) = _fenced("README.md", "python")
+    example = _fenced("README.md", "python")[0]
     calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Call)}
     given = {
         "afterfit.fit": afterfit.fit,
@@ -198,3 +199,22 @@ def test_the_python_in_the_readme_uses_what_the_package_gives() -> None:
         named = {word.arg: None for word in call.keywords if word.arg is not None}
         itself = [] if name.startswith("afterfit.") else [None]
         inspect.signature(given[name]).bind(*itself, *call.args, **named)
+
+
+def test_the_curvature_in_the_readme_runs_as_it_stands() -> None:
+    _, example = _fenced("README.md", "python")
+    network, images = torch.nn.Linear(3, 2).eval(), torch.randn(4, 3)
+    columns = torch.randn(8, 5)
+    names = {
+        "network": network,
+        "batches": [{"input": images}],
+        "columns": columns,
+        "inputs": {"input": images},
+        "others": {"input": images[:2]},
+    }
+
+    exec(example, names)
+
+    assert names["image"].shape == columns.shape
+    assert names["diagonal"].shape == (8,)
+    assert names["kernel"].shape == (8, 4)

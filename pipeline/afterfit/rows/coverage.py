@@ -83,9 +83,7 @@ def wrong_blocks(network: Network, rows: TapeRows, expected: Mapping[str, Tensor
     """
     errors = dict.fromkeys(network.weights, 0.0)
     norms = dict.fromkeys(network.weights, 0.0)
-    device = rows.outputs_BC.device
-    zeros = {block.name: torch.zeros(block.shape, device=device) for block in network.layout.blocks}
-    whole = zeros | {name: gradient.to(device) for name, gradient in expected.items()}
+    whole = network.layout.filled(expected, rows.outputs_BC.device)
     for tile in network.layout:
         ((_, made_BSP),) = rows.materialise([tile])
         right_P, start = network.layout.cut(whole, tile).double(), 0

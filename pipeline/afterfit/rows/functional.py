@@ -36,7 +36,11 @@ class FunctionalBackend:
         """The rows of a micro-batch, computed when a verb asks for them."""
         with torch.no_grad():
             outputs_BC = self.network(batch.inputs)
-        return FunctionalRows(self.network, batch, outputs_BC, cotangents(outputs_BC), self.budget, self.forward_mode)
+        return self.rows_at(batch, outputs_BC, cotangents(outputs_BC))
+
+    def rows_at(self, batch: Batch, outputs_BC: Tensor, cotangents_BSC: Tensor) -> "FunctionalRows":
+        """The same, where the outputs are known already."""
+        return FunctionalRows(self.network, batch, outputs_BC, cotangents_BSC, self.budget, self.forward_mode)
 
 
 class FunctionalRows:

@@ -149,11 +149,10 @@ class TapeRows:
         root_BC, layout = self._root_BC, self.layout
         chosen = [tile for tile in layout.tiles if tile.name in into]
         wanted = set(layout.blocks_of(chosen))
-        zeros = {block.name: root_BC.new_zeros(()).expand(block.shape) for block in layout.blocks}
         mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
         for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
             found = self._recording.to_weights(root_BC, mixed_BC, wanted)
-            gradients = zeros | {name: gradient.to(root_BC.device) for name, gradient in found.items()}
+            gradients = layout.filled(found, root_BC.device)
             for tile in chosen:
                 target = into[tile.name]
                 target[:, column] += layout.cut(gradients, tile).to(target)
@@ -340,4 +339,4 @@ class TapeRows:
     @cached_property
     def _reverse(self) -> FunctionalRows:
         backend = FunctionalBackend(self.backend.network, self.backend.memory_gb)
-        return backend.rows(self.batch, lambda _: self.cotangents_BSC)
+        return backend.rows_at(self.batch, self.outputs_BC, self.cotangents_BSC)

@@ -12,6 +12,7 @@ from afterfit.rows.protocol import unit_cotangents
 from cases import ATTENTION_CASES, NETWORK_CASES, TILE_WEIGHTS, assert_near, case_named, dense_jacobian, flat
 from row_checks import (
     assert_every_verb_is_dense,
+    assert_zero_cotangents_give_zeros,
     by_tile,
     dense_rows,
     joined,
@@ -119,12 +120,8 @@ def test_a_micro_batch_of_one_is_the_same_example_alone(case):
 
 @on_every_network
 def test_zero_cotangents_give_exact_zeros(case):
-    network, batch = case.network(), case.batches[0]
-    rows = FunctionalBackend(network).rows(batch, lambda outputs_BC: torch.zeros(len(outputs_BC), 2, case.num_outputs))
-    columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 3))
-    assert torch.count_nonzero(rows.times(columns)) == 0
-    assert torch.count_nonzero(rows.gram()) == 0
-    assert torch.count_nonzero(joined(squared(network.layout, rows))) == 0
+    network = case.network()
+    assert_zero_cotangents_give_zeros(network, case.batches[0], FunctionalBackend(network), case.num_outputs)
 
 
 @on_every_network

@@ -22,7 +22,7 @@ class Outer(Use):
     transposed: bool = False
 
     def operand(self, dtype: torch.dtype) -> Tensor:
-        """A."""
+        """The inputs a."""
         return self.inputs.to(dtype)
 
     def write(self, g_S: Gradients, operand: Tensor, start: int, stop: int, into_SBp: Tensor, *, add: bool) -> None:

@@ -1,0 +1,18 @@
+"""Networks that several benchmarks take, with random weights."""
+
+from torch import nn
+from transformers import AutoModelForImageClassification, ViTConfig
+
+
+def vit(width: int, depth: int, heads: int, attention: str = "sdpa") -> nn.Module:
+    """A Hugging Face ViT for 32 x 32 images in patches of 4 x 4, and 10 classes."""
+    config = ViTConfig(
+        image_size=32,
+        patch_size=4,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+    )
+    config.num_labels = 10
+    return AutoModelForImageClassification.from_config(config, attn_implementation=attention)
