@@ -27,7 +27,7 @@ class TapeBackend:
     def __init__(self, network: Network, memory_gb: float = 2.0):
         self.network = network
         self.memory_gb = memory_gb
-        self.forward_mode = has_forward_mode(network)
+        self._forward_mode = None if has_forward_mode(network) else False  # None: not tried yet
         here = {name: weight for name, weight in network.weights.items() if name not in network.away}
         self._leaves = {name: weight.detach().requires_grad_() for name, weight in here.items()}
         self.wrong: dict[Hashable, dict[str, str]] = {}  # for each kind of micro-batch, what the tape must not make
@@ -49,16 +49,25 @@ class TapeBackend:
         divided = tuple(tuple(size % num_examples == 0 for size in value.shape) for value in batch.inputs.values())
         kind = (num_examples, divided)
         if kind not in self.wrong:
-            mixed_C = torch.linspace(1, 2, num_outputs) * (1 - 2 * (torch.arange(num_outputs) % 2))
-            mixed_B1C = mixed_C.to(outputs_BC).expand(num_examples, 1, num_outputs)
+            mixed_B1C = _mixed(outputs_BC).expand(num_examples, 1, num_outputs)
             checked = TapeRows(self, batch, recording, outputs_BC, mixed_B1C)
-            first = Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
-            alone, alone_1C = self._record(first)
-            right = alone.to_weights(alone_1C, mixed_B1C[0])
+            *_, right = self._first_alone(batch)
             self.wrong[kind] = wrong_blocks(self.network, checked, right)
-            if self.forward_mode:
-                self.forward_mode = forward_mode_agrees(self.network, first.inputs, mixed_B1C[:1], right)
         return self.wrong[kind]
+
+    def has_forward_mode(self, batch: Batch) -> bool:
+        """Whether forward mode gives what reverse mode gives; tried once, when it would first be taken."""
+        if self._forward_mode is None:
+            first, mixed_1C, right = self._first_alone(batch)
+            self._forward_mode = forward_mode_agrees(self.network, first.inputs, mixed_1C[None], right)
+        return self._forward_mode
+
+    def _first_alone(self, batch: Batch) -> tuple[Batch, Tensor, dict[str, Tensor]]:
+        """The first example, a cotangent (1, C), and its gradients by plain reverse mode."""
+        first = Batch({name: value[:1] for name, value in batch.inputs.items()}, None, batch.indexes[:1])
+        recording, outputs_1C = self._record(first)
+        mixed_1C = _mixed(outputs_1C)[None]
+        return first, mixed_1C, recording.to_weights(outputs_1C, mixed_1C)
 
     def coverage(self, batch: Batch) -> Coverage:
         """Which weights have rules in a forward pass over these examples."""
@@ -87,3 +96,10 @@ class TapeBackend:
             buffer = torch.empty(numel, dtype=dtype, device=device)
         weakref.finalize(owner, self._free.append, buffer)
         return buffer[:numel]
+
+
+def _mixed(outputs_BC: Tensor) -> Tensor:
+    """A cotangent (C,) in which every output has a part."""
+    num_outputs = outputs_BC.shape[1]
+    signs_C = 1 - 2 * (torch.arange(num_outputs) % 2)
+    return (torch.linspace(1, 2, num_outputs) * signs_C).to(outputs_BC)

@@ -82,7 +82,8 @@ class TapeRows:
 
     def times(self, columns: Mapping[str, Tensor]) -> Tensor:
         """R V, (B, S, k): see `Rows.times`."""
-        if self.backend.forward_mode and self._goes_by_columns(next(iter(columns.values())).shape[1]):
+        num_columns = next(iter(columns.values())).shape[1]
+        if self._goes_by_columns(num_columns) and self.backend.has_forward_mode(self.batch):
             return push_forward(self.backend.network, self.batch.inputs, self.cotangents_BSC, columns)
         return torch.cat([part._times(columns) for part in self.parts()], dim=1)
 
@@ -294,7 +295,7 @@ class TapeRows:
         if use not in self._operands:
             while len(self._operands) > 1:
                 self._operands.pop(next(iter(self._operands)))
-            self._operands[use] = use.operand(self.dtype)
+            self._operands[use] = use.operand(self.dtype, self.num_cotangents)
         return self._operands[use]
 
     def _at(self, use: Use) -> Sequence[Tensor]:

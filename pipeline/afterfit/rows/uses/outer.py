@@ -21,7 +21,7 @@ class Outer(Use):
     num_outputs: int
     transposed: bool = False
 
-    def operand(self, dtype: torch.dtype) -> Tensor:
+    def operand(self, dtype: torch.dtype, num_cotangents: int) -> Tensor:
         """The inputs a."""
         return self.inputs.to(dtype)
 

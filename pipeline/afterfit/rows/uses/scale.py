@@ -20,7 +20,7 @@ class Scale(Use):
     inputs: Tensor | None = None  # x; None for a bias
     normalise: Callable[[Tensor], Tensor] | None = None  # from x to x^, which is made again when it is needed
 
-    def operand(self, dtype: torch.dtype) -> Tensor | None:
+    def operand(self, dtype: torch.dtype, num_cotangents: int) -> Tensor | None:
         """x^."""
         if self.inputs is None or self.normalise is None:
             return None

@@ -25,7 +25,7 @@ class Use:
     block: str
     edge: int  # number of the place in the graph whose gradient is needed
 
-    def operand(self, dtype: torch.dtype) -> Any:
+    def operand(self, dtype: torch.dtype, num_cotangents: int) -> Any:
         """What all rows of the block have in common; made once for several slices."""
         return None
 
