@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from afterfit.rows.counts import Counts
-from afterfit.rows.rules import rule_for
+from afterfit.rows.rules import multiplications, rule_for
 from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.spread import Spread
 from afterfit.rows.uses.use import Use
@@ -56,7 +56,7 @@ class Recording(TorchFunctionMode):
         self.uses: dict[str, list[Use]] = {}
         self.without_rule: dict[str, str] = {}
         self._is_over = False
-        self.passed = 0  # multiplications of the forward pass with weights, chosen or not
+        self.passed = 0  # multiplications of the forward pass
         originals = {name: weight for name, weight in module.named_parameters() if name in leaves}
         self._tags = WeakTensorKeyDictionary()  # not on the tensors: some are the module's
         for name, tensor in (*leaves.items(), *originals.items()):
@@ -112,8 +112,7 @@ class Recording(TorchFunctionMode):
             result = self._meet(func, args, kwargs, weights)
         else:
             result = self._derive(func, args, kwargs, weights)
-        if func in _MULTIPLYING and isinstance(result, Tensor):
-            self.passed += result.numel() * (args[0].shape[-1] if func in _PRODUCTS else args[1][0].numel())
+        self.passed += multiplications(func, args, kwargs, result)
         if func.__name__ == "__setitem__":  # returns nothing, and changes what it is called on
             self._without(weights, "an assignment to a part")
             self._tags[args[0]] = _BATCHED if has_data else None
@@ -278,8 +277,6 @@ class Recording(TorchFunctionMode):
 _SPREADING = {"expand", "expand_as", "repeat", "broadcast_to", "repeat_interleave", "tile"}
 _SAME = {"to", "type", "float", "half", "bfloat16", "double", "contiguous", "clone", "type_as"}
 _TURNED = {"itself": "transposed", "transposed": "itself"}
-_PRODUCTS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
-_MULTIPLYING = _PRODUCTS | {torch.nn.functional.linear, torch.conv1d, torch.conv2d}
 _PICKING = {"index_select", "masked_select", "nonzero", "take", "gather", "unique"}
 
 

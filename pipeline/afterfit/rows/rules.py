@@ -35,11 +35,13 @@ class Rule(NamedTuple):
 
     def __call__(self, recording: Recording, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         """The operation's result, or None where the rule does not apply."""
+        given = self.named(args, kwargs)
+        return self.apply(recording, lambda: func(*args, **kwargs), given) if "input" in given else None
+
+    def named(self, args: tuple, kwargs: dict[str, Any]) -> Given:
+        """Arguments by name, however they were given."""
         named = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
-        given = dict(zip(self.arguments.split(), args, strict=False)) | named
-        if "input" not in given:
-            return None
-        return self.apply(recording, lambda: func(*args, **kwargs), given)
+        return dict(zip(self.arguments.split(), args, strict=False)) | named
 
 
 def _weight_and_bias(recording: Recording, given: Given, *forms: str) -> tuple[Weight | None, Weight | None] | None:
@@ -256,3 +258,14 @@ def rule_for(func: Callable) -> Callable[[Recording, Callable, tuple, dict[str, 
     """The rule of an operation."""
     rule = _RULES.get(func)
     return elementwise if rule is None and getattr(func, "__name__", "") in _ELEMENTWISE else rule
+
+
+def multiplications(func: Callable, args: tuple, kwargs: dict[str, Any], result: Any) -> int:
+    """Of a product, a convolution or attention; other operations take none to speak of."""
+    rule = _RULES.get(func)
+    if func is F.scaled_dot_product_attention:
+        keys = args[1] if len(args) > 1 else kwargs["key"]
+        return 2 * result.numel() * keys.shape[-2]
+    if rule in (_LINEAR, _MATMUL, _ADDMM):
+        return result.numel() * rule.named(args, kwargs)["input"].shape[-1]
+    return result.numel() * rule.named(args, kwargs)["weight"][0].numel() if rule is _CONVOLUTION else 0
