@@ -54,6 +54,8 @@ def test_run_plan_status_and_set(project):
     before = good("plan", "tiny.yaml")
     assert set(states(before).values()) == {"missing"}
     assert "13 of 13 stages to do" in before
+    assert "Rows: the tape has rules for all of the weights." in before
+    assert re.search(r"Products with \d+ columns go by (rows|columns) ", before)
     assert not list((project / "store").rglob("manifest.json"))
 
     first = good("run", "tiny.yaml")

@@ -123,15 +123,22 @@ class Sizes:
     def _multiplied(
         self, examples: float, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False
     ) -> float:
-        coverage = self.request.coverage
-        counts, passed = (coverage.counts, coverage.passed) if coverage else ((), 0.0)
-        rows = by_rows(counts, passed, self.num_outputs, num_columns, has_gradients=has_gradients, are_kept=are_kept)
-        # What passes take beside products with weights, attention above all, is in the forward FLOPs only.
+        rows, columns = self.ways(num_columns, has_gradients=has_gradients, are_kept=are_kept)
+        # What passes take beside these operations, recurrent layers say, is in the forward FLOPs only.
+        passed = self.request.coverage.passed if self.request.coverage else 0.0
         others = max(self.forward(1) - 2 * passed, 0.0)
-        columns = by_columns(passed, num_columns)
         if columns < rows:
             return examples * (2 * columns + 2 * num_columns * others)
         return examples * (2 * rows + (0.0 if has_gradients else self.num_outputs * others))
+
+    def ways(self, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False) -> tuple[float, float]:
+        """Multiplications of a product for one example, by rows and by columns; the tape takes the fewer."""
+        coverage = self.request.coverage
+        if coverage is None:
+            return 0.0, 0.0
+        has = {"has_gradients": has_gradients, "are_kept": are_kept}
+        rows = by_rows(coverage.counts, coverage.passed, self.num_outputs, num_columns, **has)
+        return rows, by_columns(coverage.passed, num_columns)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from afterfit.methods import METHODS
 from afterfit.plan.progress import duration
 from afterfit.plan.resolve import REFERENCE_FLOPS
 from afterfit.plan.run import Outcome, Prepared
+from afterfit.plan.sizes import Sizes
 from afterfit.report.tables import scores_table, stages_table
 from afterfit.resources import GB
 
@@ -50,9 +51,24 @@ def plan_table(prepared: Prepared) -> Table:
 
 
 def _total(prepared: Prepared) -> str:
-    """What is under the plan: how rows are made, and the sum of the costs."""
+    """What is under the plan: the sum of the costs, and how rows are made and multiplied."""
     coverage = prepared.request.coverage
-    return f"{_remaining(prepared)}\n{coverage.sentence()}" if coverage else _remaining(prepared)
+    lines = [_remaining(prepared), coverage.sentence() if coverage else "", _way(prepared)]
+    return "\n".join(line for line in lines if line)
+
+
+def _way(prepared: Prepared) -> str:
+    """Which way products with the features or probes take, and what both would."""
+    sizes = Sizes.of(prepared.plan, prepared.request)
+    num_columns = sizes.num_probes or sizes.num_features
+    rows, columns = sizes.ways(num_columns)
+    if not num_columns or rows == columns:
+        return ""
+    backward, forward = f"{sizes.num_outputs} backward passes", f"{num_columns} passes forward or back"
+    ways = [(rows, f"by rows ({backward})"), (columns, f"by columns ({forward})")]
+    (cheap, taken), (dear, other) = sorted(ways)
+    told = f"Products with {num_columns} columns go {taken}: {amount(2 * cheap, 'FLOP')} an example"
+    return f"{told}; {other} would take {amount(2 * dear, 'FLOP')}."
 
 
 def _remaining(prepared: Prepared) -> str:

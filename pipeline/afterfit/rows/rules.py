@@ -262,10 +262,11 @@ def rule_for(func: Callable) -> Callable[[Recording, Callable, tuple, dict[str, 
 
 def multiplications(func: Callable, args: tuple, kwargs: dict[str, Any], result: Any) -> int:
     """Of a product, a convolution or attention; other operations take none to speak of."""
-    rule = _RULES.get(func)
     if func is F.scaled_dot_product_attention:
         keys = args[1] if len(args) > 1 else kwargs["key"]
         return 2 * result.numel() * keys.shape[-2]
-    if rule in (_LINEAR, _MATMUL, _ADDMM):
-        return result.numel() * rule.named(args, kwargs)["input"].shape[-1]
-    return result.numel() * rule.named(args, kwargs)["weight"][0].numel() if rule is _CONVOLUTION else 0
+    rule = _RULES.get(func)
+    if rule is None or rule not in (_LINEAR, _MATMUL, _ADDMM, _CONVOLUTION):
+        return 0
+    given = rule.named(args, kwargs)
+    return result.numel() * (given["weight"][0].numel() if rule is _CONVOLUTION else given["input"].shape[-1])
