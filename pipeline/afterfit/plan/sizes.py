@@ -13,7 +13,7 @@ from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
 from afterfit.rows.counts import by_columns, by_rows
-from afterfit.rows.planning import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
+from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +86,30 @@ class Sizes:
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether the explicit rows of a micro-batch stay for a second verb."""
-        return self._explicit_bytes <= KEPT_SHARE * self.memory_gb * GB
+        """Whether the explicit rows of a part stay for a second verb."""
+        return self._cotangents_at_once * self._row_bytes <= KEPT_SHARE * self.memory_gb * GB
 
     @property
-    def _explicit_bytes(self) -> float:
-        return float(self.micro_batch * self.num_outputs * self.num_weights * self.state_bytes)
+    def _row_bytes(self) -> int:
+        """Explicit rows of one cotangent of a micro-batch."""
+        return self.micro_batch * self.num_weights * self.state_bytes
+
+    @property
+    def _gradient_bytes(self) -> int:
+        """What they are made of."""
+        coverage = self.request.coverage
+        return self.micro_batch * (coverage.gradient_numbers if coverage else 0) * self.state_bytes
+
+    @property
+    def _cotangents_at_once(self) -> int:
+        given = {"row_bytes": self._row_bytes, "gradient_bytes": self._gradient_bytes}
+        return cotangents_at_once(self.micro_batch, self.num_outputs, self.memory_gb, **given)
 
     @property
     def row_bytes(self) -> float:
-        """Explicit rows of a micro-batch, and the gradients that they are made of."""
-        coverage = self.request.coverage
-        numbers = coverage.gradient_numbers if coverage else 0
-        gradients = float(self.micro_batch * self.num_outputs * numbers * self.state_bytes)
-        explicit = self._explicit_bytes if self.keeps_rows else float(slice_bytes(self.memory_gb))
-        return explicit + min(gradients, GRADIENTS_SHARE * self.memory_gb * GB)
+        """Explicit rows of a part, and the gradients that they are made of."""
+        explicit = self._cotangents_at_once * self._row_bytes if self.keeps_rows else slice_bytes(self.memory_gb)
+        return float(explicit + self._cotangents_at_once * self._gradient_bytes)
 
     def columns_bytes(self, num_columns: int) -> float:
         """Columns (P, k) as they are held: all of them, or a tile at a time."""

@@ -44,3 +44,24 @@ def micro_batch(
     while size * 2 <= min(fits, MAX_MICRO_BATCH):
         size *= 2
     return size
+
+
+def cotangents_at_once(
+    num_examples: int, num_cotangents: int, memory_gb: float, *, row_bytes: int, gradient_bytes: int
+) -> int:
+    """Cotangents of a part: as many as have their gradients and, if they make enough rows, their rows in the memory.
+
+    Parts are as even as can be.
+
+    Args:
+        num_examples: B.
+        num_cotangents: S.
+        memory_gb: the budget.
+        row_bytes: of the explicit rows of one cotangent.
+        gradient_bytes: at the outputs of the layers, for one cotangent.
+    """
+    passed = max(1, int(GRADIENTS_SHARE * memory_gb * GB // max(gradient_bytes, 1)))
+    kept = int(KEPT_SHARE * memory_gb * GB // max(row_bytes, 1))
+    fits = min(passed, kept) if kept * num_examples >= ENOUGH_ROWS else passed
+    num_parts = -(-num_cotangents // fits)
+    return -(-num_cotangents // max(num_parts, 1))

@@ -17,7 +17,7 @@ from afterfit.resources import GB
 from afterfit.rows.counts import Counts, by_columns, by_rows
 from afterfit.rows.forward_mode import push_forward
 from afterfit.rows.functional import FunctionalBackend, FunctionalRows
-from afterfit.rows.planning import GRADIENTS_SHARE, KEPT_SHARE, slice_bytes
+from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 from afterfit.rows.recording import Recording
 from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.use import Use
@@ -71,9 +71,18 @@ class TapeRows:
         self._kept: dict[int, tuple[Sequence[Use], Tensor]] = {}
 
     def parts(self) -> Iterator[TapeRows]:
-        """Runs of cotangents whose gradients fit the memory at once; these rows themselves where all do."""
-        whole = sum(self._recording.sizes) * self.backend.network.dtype.itemsize
-        at_once = max(1, int(GRADIENTS_SHARE * self.backend.memory_gb * GB // max(whole, 1)))
+        """Runs of cotangents that fit the memory at once, with the rows that several verbs share."""
+        return self._runs(keeps=True)
+
+    def _runs(self, *, keeps: bool = False) -> Iterator[TapeRows]:
+        """The same; `keeps` says whether explicit rows are to stay. These rows themselves where all fit."""
+        at_once = cotangents_at_once(
+            len(self.batch),
+            self.num_cotangents,
+            self.backend.memory_gb,
+            row_bytes=len(self.batch) * self.layout.num_weights * self.dtype.itemsize if keeps else 0,
+            gradient_bytes=sum(self._recording.sizes) * self.backend.network.dtype.itemsize,
+        )
         if at_once >= self.num_cotangents:
             yield self
             return
@@ -85,7 +94,7 @@ class TapeRows:
         num_columns = next(iter(columns.values())).shape[1]
         if self._goes_by_columns(num_columns) and self.backend.has_forward_mode(self.batch):
             return push_forward(self.backend.network, self.batch.inputs, self.cotangents_BSC, columns)
-        return torch.cat([part._times(columns) for part in self.parts()], dim=1)
+        return torch.cat([part._times(columns) for part in self._runs()], dim=1)
 
     def transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
         """Adds R^T W: see `Rows.transpose_times`."""
@@ -93,13 +102,13 @@ class TapeRows:
             self._pull_back(weights_BSk, into)
             return
         first = 0
-        for part in self.parts():
+        for part in self._runs():
             part._transpose_times(weights_BSk[:, first : first + part.num_cotangents], into)
             first += part.num_cotangents
 
     def squares(self, into: Mapping[str, Tensor]) -> None:
         """Adds the sum of R*R: see `Rows.squares`."""
-        for part in self.parts():
+        for part in self._runs():
             part._squares(into)
 
     def gram(self) -> Tensor:
@@ -112,7 +121,7 @@ class TapeRows:
 
     def _all_rows(self) -> Iterator[Tensor]:
         """Every row, (B, S, p), some weights at a time."""
-        if len(list(self.parts())) == 1:
+        if len(list(self._runs())) == 1:
             for piece in (piece for tile in self.layout.tiles for piece in self._slices(tile)):
                 yield self._explicit(piece, self._uses(piece)).transpose(0, 1)
             return
@@ -127,7 +136,7 @@ class TapeRows:
             tile.name: torch.empty(*size, tile.size, dtype=self.dtype, device=self.outputs_BC.device) for tile in tiles
         }
         first = 0
-        for part in self.parts():
+        for part in self._runs():
             chosen = slice(first, first + part.num_cotangents)
             for tile in tiles:
                 for piece in part._slices(tile):

@@ -4,7 +4,14 @@ import pytest
 
 from afterfit.layout import Block, Layout
 from afterfit.resources import GB
-from afterfit.rows.planning import ENOUGH_ROWS, GRADIENTS_SHARE, KEPT_SHARE, MAX_MICRO_BATCH, micro_batch
+from afterfit.rows.planning import (
+    ENOUGH_ROWS,
+    GRADIENTS_SHARE,
+    KEPT_SHARE,
+    MAX_MICRO_BATCH,
+    cotangents_at_once,
+    micro_batch,
+)
 
 
 def layout_of(num_weights: int) -> Layout:
@@ -35,3 +42,19 @@ def test_wider_numbers_halve_it():
     memory_gb = 8.5 * 1024 * 16 * 4 / (KEPT_SHARE * GB)
     assert micro_batch(layout_of(1024), 16, memory_gb, bytes_per_number=4) == 8
     assert micro_batch(layout_of(1024), 16, memory_gb, bytes_per_number=8) == 4
+
+
+@pytest.mark.parametrize(
+    ("kept", "passed", "expected"),
+    [(10, 10, 10), (9, 10, 5), (4, 10, 4), (10, 3, 3), (3, 10, 10), (0, 10, 10), (0, 0, 1), (99, 99, 10)],
+)
+def test_parts_are_even_and_keep_their_rows_where_that_leaves_enough_of_them(kept, passed, expected):
+    each = 1000
+    made = cotangents_at_once(
+        4,
+        10,
+        each / GB,
+        row_bytes=int(KEPT_SHARE * each / (kept + 0.5)),
+        gradient_bytes=int(GRADIENTS_SHARE * each / (passed + 0.5)),
+    )
+    assert made == expected
