@@ -43,7 +43,7 @@ from networks import vit
 from record import Target, open_record, show
 
 COLUMNS = (1, 8, 32, 128)
-MEMORY_GB = 2.0
+MEMORY_GB = 1.5
 """Of which the tape takes 35 % for rows that it keeps and for gradients."""
 LARGEST_GB = 10.0
 """Of V and G V together, on this machine."""
