@@ -34,6 +34,7 @@ from afterfit.engine.events import PeakMemory
 from afterfit.network.cifar_resnet import resnet20
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Categorical
+from afterfit.network.tokens import TokenCategorical
 from afterfit.resources import GB
 from afterfit.rows.functional import FunctionalBackend
 from afterfit.rows.protocol import Cotangents, RowBackend
@@ -147,12 +148,9 @@ class Bench:
         if kind == "":
             return Categorical().root
 
-        def drawn(outputs_BC: Tensor) -> Tensor:
-            each = outputs_BC.view(-1, self.case.num_outputs)
-            made = Categorical().sample_cotangents(each, Seed(0), torch.arange(len(each)), 1)
-            return made.view(len(outputs_BC), 1, -1)
-
-        return drawn
+        # Of every token, the last one too, as curvlinops draws them.
+        meaning = TokenCategorical(is_causal=False).on(self.batch) if self.case.is_language_model else Categorical()
+        return lambda outputs_BC: meaning.sample_cotangents(outputs_BC, Seed(0), self.batch.indexes, 1)
 
     def columns(self, num: int) -> dict[str, Tensor]:
         """Random V, in tiles."""

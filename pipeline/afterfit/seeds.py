@@ -88,6 +88,17 @@ def signs(
     return bits.flatten(1)[:, :num_columns].to(dtype).mul_(2).sub_(1)
 
 
+def uniforms(key: int, rows: range, num_columns: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in [0, 1) by the hash of `signs`, (len(rows), num_columns), float64 with 53 random bits.
+
+    Entry (row, column) depends on (key, row, column) only: any tile can be made alone.
+    """
+    row = torch.arange(rows.start, rows.stop, rows.step, device=device, dtype=torch.int64)
+    column = torch.arange(num_columns, device=device, dtype=torch.int64)
+    counter = _mix(row * _signed(_GOLDEN) + _signed(key))[:, None] + column[None] * _signed(_GOLDEN)
+    return _shift_right(_mix(counter), 11).to(torch.float64).mul_(2.0**-53)
+
+
 def normals(seed: Seed, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normals named by their place. The shape belongs to the name: a shorter draw is no prefix."""
     place = seed.child("normals", *shape)

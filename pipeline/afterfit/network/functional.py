@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from afterfit.errors import NetworkError
 from afterfit.layout import Layout
+from afterfit.network.tokens import token_shape
 
-OutputRule = Literal["auto", "last_token"]
-"""How outputs become (B, C): `auto` takes logits, or a tensor; `last_token` takes the last attended position."""
+OutputRule = Literal["auto", "last_token", "tokens"]
+"""How outputs become (B, C): `auto` takes logits, or a tensor; `last_token` takes the last attended position; `tokens`
+takes all positions, (B, T V), as `TokenCategorical` needs them."""
 
 
 class Network:
@@ -90,6 +92,13 @@ class Network:
             positions = torch.arange(mask.shape[1], device=mask.device)
             last = (mask * positions).argmax(dim=1)
             return torch.take_along_dim(logits, last[:, None, None], dim=1)[:, 0]
+        if self.output == "tokens":
+            if logits.dim() != 3 or tuple(logits.shape[:2]) != token_shape(inputs):
+                raise NetworkError(
+                    f"The network's output has shape {tuple(logits.shape)} for {token_shape(inputs)} tokens; the "
+                    "tokens likelihood needs logits (examples, tokens, vocabulary) for every token of the inputs."
+                )
+            return logits.flatten(1)
         if logits.dim() == 1:
             return logits[:, None]
         if logits.dim() > 2:

@@ -12,9 +12,11 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from afterfit.errors import ConfigError, DataError, NumericalError
+from afterfit.network.softmax import labels_at, one_hot_minus, wide_log_softmax
+from afterfit.network.tokens import TokenCategorical
 from afterfit.precision import state_dtype
 from afterfit.seeds import Seed, normals
 
@@ -82,15 +84,15 @@ class Categorical:
 
     def log_density(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
         """Log probability of each label, (B,)."""
-        return _log_softmax(outputs_BC).gather(1, targets.long()[:, None])[:, 0]
+        return wide_log_softmax(outputs_BC).gather(1, targets.long()[:, None])[:, 0]
 
     def gradient(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
         """One at the label minus the probabilities, (B, C)."""
-        return _one_hot_minus(_log_softmax(outputs_BC).exp(), targets.long()[:, None])[:, 0]
+        return one_hot_minus(wide_log_softmax(outputs_BC).exp(), targets.long()[:, None])[:, 0]
 
     def hessian(self, outputs_BC: Tensor) -> Tensor:
         """diag(p) - p p^T, (B, C, C); the diagonal as a sum, since 1 - p cancels where p is near 1."""
-        p_BC = _log_softmax(outputs_BC).exp()
+        p_BC = wide_log_softmax(outputs_BC).exp()
         minus_BCC = -p_BC[:, :, None] * p_BC[:, None, :]
         torch.diagonal(minus_BCC, dim1=1, dim2=2).zero_()
         return minus_BCC - torch.diag_embed(minus_BCC.sum(dim=2))
@@ -102,7 +104,7 @@ class Categorical:
         dropped. The column of class j is then r_j (e_j - q / (1 + r_k) - r_k e_k), q being p without its
         entry k: no differences of nearly equal numbers, hence right to rounding at saturated p too. O(B C^2).
         """
-        log_p_BC = _log_softmax(outputs_BC)
+        log_p_BC = wide_log_softmax(outputs_BC)
         r_BC = (log_p_BC / 2).exp()
         top_B1 = log_p_BC.argmax(dim=1, keepdim=True)
         r_top_B1 = r_BC.gather(1, top_B1)
@@ -116,11 +118,9 @@ class Categorical:
 
     def sample_cotangents(self, outputs_BC: Tensor, seed: Seed, indexes_B: Tensor, num: int) -> Tensor:
         """Gradients at labels drawn by inversion from the softmax, over sqrt(num), (B, num, C)."""
-        p_BC = _log_softmax(outputs_BC).exp()
-        cumulative_BC = p_BC.double().cumsum(dim=1)
-        level_BS = _uniforms(seed, indexes_B, num).to(p_BC.device) * cumulative_BC[:, -1:]
-        drawn_BS = torch.searchsorted(cumulative_BC, level_BS, right=True).clamp(max=p_BC.shape[1] - 1)
-        return _one_hot_minus(p_BC, drawn_BS) / math.sqrt(num)
+        p_BC = wide_log_softmax(outputs_BC).exp()
+        drawn_BS = labels_at(p_BC, _uniforms(seed, indexes_B, num).to(p_BC.device))
+        return one_hot_minus(p_BC, drawn_BS) / math.sqrt(num)
 
     def check(self, targets: Tensor, num_outputs: int) -> None:
         """Labels must be integers (B,) from 0 to C - 1.
@@ -278,10 +278,11 @@ class Gaussian:
             raise DataError(f"Example {_first(wrong)} has a target that is not finite; drop the example.")
 
 
-LIKELIHOODS: Mapping[str, type[Categorical] | type[Bernoulli] | type[Gaussian]] = {
+LIKELIHOODS: Mapping[str, type[Categorical] | type[Bernoulli] | type[Gaussian] | type[TokenCategorical]] = {
     "categorical": Categorical,
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
+    "tokens": TokenCategorical,
 }
 
 
@@ -306,16 +307,6 @@ def likelihood_named(name: str, noise_variance: float | None = None) -> Likeliho
 
 def _widen(outputs: Tensor) -> Tensor:
     return outputs.to(state_dtype(outputs.dtype))
-
-
-def _log_softmax(outputs_BC: Tensor) -> Tensor:
-    return log_softmax(_widen(outputs_BC), dim=1)
-
-
-def _one_hot_minus(p_BC: Tensor, labels_BS: Tensor) -> Tensor:
-    """e_label - p for each label, (B, S, C); the label's entry sums the others, so nothing cancels."""
-    minus_BSC = -p_BC[:, None].repeat(1, labels_BS.shape[1], 1).scatter(2, labels_BS[..., None], 0.0)
-    return minus_BSC.scatter(2, labels_BS[..., None], -minus_BSC.sum(dim=2, keepdim=True))
 
 
 def _answer_minus(logits: Tensor, is_yes: Tensor) -> Tensor:

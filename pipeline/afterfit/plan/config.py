@@ -20,8 +20,9 @@ from afterfit.training.settings import TrainingSettings
 class LikelihoodSettings(Frozen):
     """What the network's outputs mean."""
 
-    name: Literal["categorical", "bernoulli", "gaussian"] = "categorical"
-    """Classes by logits, yes or no by logits, or numbers with Gaussian noise."""
+    name: Literal["categorical", "bernoulli", "gaussian", "tokens"] = "categorical"
+    """Classes by logits, yes or no by logits, or numbers with Gaussian noise; `tokens`, a class for each token, has
+    products with the curvature in `afterfit.rows`, but no method fits it."""
     noise_variance: PositiveFloat | None = None
     """Of a Gaussian, in squared units of the target; fitted on the training data by default."""
 

@@ -21,6 +21,7 @@ from afterfit.network.functional import Network
 from afterfit.network.identity import identity
 from afterfit.network.likelihoods import Likelihood, likelihood_named
 from afterfit.network.loading import load_network
+from afterfit.network.tokens import TokenCategorical
 from afterfit.plan.bench import DataSource, NetworkSource, opened_data
 from afterfit.plan.config import RunConfig
 from afterfit.plan.request import FitRequest, Method
@@ -71,6 +72,7 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
         roles[name] = settings
     method = method_named(config.method)
     likelihood = likelihood_named(config.likelihood.name, config.likelihood.noise_variance)
+    _check_exact(method, likelihood)
     examples = {role: opened_data(settings, store) for role, settings in roles.items()}
     network = load_network(config.network)
     if config.tile_weights is not None:
@@ -127,6 +129,7 @@ def request_from_objects(
     tile_weights: int | None = None,
 ) -> FitRequest:
     """A request from a module and data sets in memory; workers are sent both."""
+    _check_exact(method, likelihood)
     view = Network(network, weights, output=output, tile_weights=tile_weights)  # type: ignore[arg-type]
     examples = {role: given if hasattr(given, "identity") else IndexedExamples(given) for role, given in data.items()}
     source = NetworkSource(
@@ -151,6 +154,15 @@ def request_from_objects(
         micro_batch,
         num_shards,
     )
+
+
+def _check_exact(method: Method, likelihood: Likelihood) -> None:
+    """Every method sums exact curvature, and predicts a covariance between all outputs of an example."""
+    if isinstance(likelihood, TokenCategorical):
+        raise ConfigError(
+            f"The method {method.name} needs exact cotangents, which the tokens likelihood does not have; fit the last "
+            "token with `likelihood: categorical` and `output: last_token`, or call `afterfit.rows.ggn_times`."
+        )
 
 
 def _measured(

@@ -16,11 +16,14 @@ AGREEMENT = {torch.float64: 1e-3, torch.float32: 1e-2}
 def has_forward_mode(network: Network) -> bool:
     """Whether forward mode gives the same as reverse mode. It cannot reach weights that are away.
 
+    It is not taken for the logits of all tokens either: it would hold them several times over, and in float64.
+
     An embedding that keeps a padding row has no gradient there in reverse mode, but has one in forward mode. Rows
     are what reverse mode gives, which is also what training saw.
     """
     embeddings = (part for part in network.module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
-    return not network.away and all(part.padding_idx is None for part in embeddings)
+    is_small = network.output != "tokens"
+    return is_small and not network.away and all(part.padding_idx is None for part in embeddings)
 
 
 def forward_mode_agrees(

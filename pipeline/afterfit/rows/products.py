@@ -9,7 +9,8 @@ from afterfit.algebra import Batch
 from afterfit.errors import ConfigError
 from afterfit.layout import Layout
 from afterfit.network.functional import Network, OutputRule
-from afterfit.network.likelihoods import Categorical, Likelihood
+from afterfit.network.likelihoods import Likelihood, likelihood_named
+from afterfit.network.tokens import TokenCategorical, refuse_exact
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows.planning import KEPT_SHARE
@@ -18,7 +19,7 @@ from afterfit.rows.tape import TapeBackend
 from afterfit.seeds import Seed
 
 Inputs = Mapping[str, Tensor]
-"""A micro-batch, keyed by forward's argument names."""
+"""A micro-batch, keyed by forward's argument names; with the tokens likelihood `labels` too, -100 where none counts."""
 
 
 def ggn_times(
@@ -26,7 +27,7 @@ def ggn_times(
     batches: Iterable[Inputs],
     columns_Pk: Tensor,
     *,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str = "categorical",
     num_samples: int | None = None,
     seed: int = 0,
     weights: str | Sequence[str] = "*",
@@ -39,21 +40,22 @@ def ggn_times(
         module: in eval mode.
         batches: micro-batches of inputs.
         columns_Pk: V, in the order of `module.named_parameters()`, of the chosen weights, flattened.
-        likelihood: categorical if not given.
+        likelihood: or its name; "tokens" is that of a language model, for which `num_samples` must be given.
         num_samples: Monte Carlo cotangents for each example, unbiased; exact ones if not given.
         seed: names the samples, with the position of an example.
         weights: globs that choose weights by name.
-        output: how outputs become (B, C).
+        output: how outputs become (B, C); `auto` as the likelihood needs them.
         memory_gb: budget of what is explicit at once.
 
     Cost: a forward and S backward passes for S cotangents (C - 1 of a categorical likelihood), then 4 P S k
     multiplications and additions an example, whatever the number of positions.
     """
-    network = Network(module, weights, output=output)
+    meaning = _meaning(likelihood, num_samples)
+    network = Network(module, weights, output=_output_rule(meaning, output))
     _check_length(network.layout, columns_Pk)
     columns = _tiles(network.layout, columns_Pk)
     total = {name: torch.zeros_like(tile, dtype=state_dtype(network.dtype)) for name, tile in columns.items()}
-    for rows in _rows(network, batches, likelihood, num_samples, seed, memory_gb):
+    for rows in _rows(network, batches, meaning, num_samples, seed, memory_gb):
         rows.transpose_times(rows.times(columns), total)
     return torch.cat(list(total.values()))
 
@@ -62,7 +64,7 @@ def ggn_diagonal(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str = "categorical",
     num_samples: int | None = None,
     seed: int = 0,
     weights: str | Sequence[str] = "*",
@@ -73,10 +75,11 @@ def ggn_diagonal(
 
     Cost: a forward and S backward passes, and as much as S more for the rows.
     """
-    network = Network(module, weights, output=output)
+    meaning = _meaning(likelihood, num_samples)
+    network = Network(module, weights, output=_output_rule(meaning, output))
     dtype = state_dtype(network.dtype)
     total = {tile.name: torch.zeros(tile.size, dtype=dtype, device=network.device) for tile in network.layout}
-    for rows in _rows(network, batches, likelihood, num_samples, seed, memory_gb):
+    for rows in _rows(network, batches, meaning, num_samples, seed, memory_gb):
         rows.squares(total)
     return torch.cat(list(total.values()))
 
@@ -95,6 +98,11 @@ def ntk(
     Cost: a forward and C backward passes over both for each group of weights whose rows fit the memory, and
     2 B B' C^2 P.
     """
+    if output == "tokens":
+        raise ConfigError(
+            "The kernel has a row for each output, which for the logits of all tokens are too many; set `output` to "
+            "`last_token`."
+        )
     network = Network(module, weights, output=output)
     backend = TapeBackend(network, memory_gb)
     left = backend.rows(_batch(inputs, 0), unit_cotangents)
@@ -110,20 +118,41 @@ def ntk(
     return total
 
 
+def _meaning(likelihood: Likelihood | str, num_samples: int | None) -> Likelihood:
+    """The likelihood, where it has the cotangents that are asked for."""
+    meaning = likelihood_named(likelihood) if isinstance(likelihood, str) else likelihood
+    if isinstance(meaning, TokenCategorical) and num_samples is None:
+        refuse_exact()
+    return meaning
+
+
+def _output_rule(meaning: Likelihood, output: OutputRule) -> OutputRule:
+    is_tokens = isinstance(meaning, TokenCategorical)
+    if output != "auto" and is_tokens != (output == "tokens"):
+        raise ConfigError(
+            f"The {meaning.name} likelihood has no use for outputs by the rule {output!r}; leave out `output`, or set "
+            f"`likelihood` to {'categorical' if is_tokens else 'tokens'}."
+        )
+    return "tokens" if is_tokens else output
+
+
 def _rows(
     network: Network,
     batches: Iterable[Inputs],
-    likelihood: Likelihood | None,
+    meaning: Likelihood,
     num_samples: int | None,
     seed: int,
     memory_gb: float,
 ) -> Iterable[Rows]:
-    backend, meaning = TapeBackend(network, memory_gb), likelihood or Categorical()
-    first = 0
+    backend, first = TapeBackend(network, memory_gb), 0
     for inputs in batches:
         batch = _batch(inputs, first)
+        here = meaning
+        if isinstance(meaning, TokenCategorical):
+            batch = _with_labels(batch)
+            here = meaning.on(batch)
         first += len(batch)
-        yield from backend.rows(batch, _cotangents(meaning, num_samples, seed, batch)).parts()
+        yield from backend.rows(batch, _cotangents(here, num_samples, seed, batch)).parts()
 
 
 def _cotangents(likelihood: Likelihood, num_samples: int | None, seed: int, batch: Batch) -> Cotangents:
@@ -136,6 +165,12 @@ def _cotangents(likelihood: Likelihood, num_samples: int | None, seed: int, batc
 def _batch(inputs: Inputs, first: int) -> Batch:
     num_examples = len(next(iter(inputs.values())))
     return Batch(dict(inputs), None, torch.arange(first, first + num_examples))
+
+
+def _with_labels(batch: Batch) -> Batch:
+    """Labels as targets: from them the networks of transformers would compute a loss, which no one needs."""
+    inputs = dict(batch.inputs)
+    return Batch(inputs, inputs.pop("labels", None), batch.indexes)
 
 
 def _tiles(layout: Layout, columns_Pk: Tensor) -> dict[str, Tensor]:

@@ -39,9 +39,8 @@ class TapeBackend:
         The first micro-batch of each kind is checked by plain reverse mode: a rule could take for examples what is not.
         """
         recording, outputs_BC = self._record(batch)
-        cotangents_BSC = cotangents(outputs_BC.detach())
-        recording.without_rule |= self._checked(batch, recording, outputs_BC)
-        return TapeRows(self, batch, recording, outputs_BC, cotangents_BSC)
+        recording.without_rule |= self._checked(batch, recording, outputs_BC)  # first: it needs as much memory again
+        return TapeRows(self, batch, recording, outputs_BC, cotangents(outputs_BC.detach()))
 
     def _checked(self, batch: Batch, recording: Recording, outputs_BC: Tensor) -> dict[str, str]:
         """Blocks whose rows are wrong for micro-batches of this kind: as many examples, sizes that they divide."""
@@ -100,6 +99,6 @@ class TapeBackend:
 
 def _mixed(outputs_BC: Tensor) -> Tensor:
     """A cotangent (C,) in which every output has a part."""
-    num_outputs = outputs_BC.shape[1]
-    signs_C = 1 - 2 * (torch.arange(num_outputs) % 2)
-    return (torch.linspace(1, 2, num_outputs) * signs_C).to(outputs_BC)
+    mixed_C = torch.linspace(1, 2, outputs_BC.shape[1]).to(outputs_BC)
+    mixed_C[1::2].neg_()
+    return mixed_C

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterfit.seeds import Seed, normals, signs
+from afterfit.seeds import Seed, normals, signs, uniforms
 
 keys = st.integers(0, 2**63 - 1)
 
@@ -58,6 +58,28 @@ def test_children_are_places_of_their_own():
     assert len({place.key() for place in places}) == len(places)
     assert root.child("a", 1) == root.child("a").child("1")
     assert all(0 <= place.key() < 2**63 for place in places)
+
+
+@given(keys, st.integers(0, 10**12), st.integers(0, 300))
+def test_uniforms_are_the_upper_bits_of_splitmix64(key, row, column):
+    golden = 0x9E3779B97F4A7C15
+    counter = mixed((row * golden + key) % 2**64) + column * golden
+    expected = (mixed(counter % 2**64) >> 11) / 2**53
+    assert float(uniforms(key, range(row, row + 1), column + 1)[0, column]) == expected
+
+
+@pytest.mark.parametrize("root", [1, 2, 3])
+def test_uniforms_are_uniform_and_columns_and_rows_are_independent(root):
+    """Centred and scaled to variance one, means of n products have a standard error of 1 / sqrt(n)."""
+    num_rows, num_columns = 20_000, 40
+    values = uniforms(Seed(root).child("tokens").key(), range(num_rows), num_columns)
+    assert 0 <= float(values.min()) < float(values.max()) < 1
+    counts = torch.histc(values, 64, 0, 1)  # 12 500 each, with a standard deviation of 112
+    assert (counts - values.numel() / 64).abs().max() < 5 * (values.numel() / 64) ** 0.5
+    scaled = (values - 0.5) * math.sqrt(12)
+    columns = scaled.T @ scaled / num_rows
+    assert (columns - torch.eye(num_columns, dtype=torch.float64)).abs().max() < 5 / math.sqrt(num_rows)
+    assert (scaled[:-1] * scaled[1:]).mean(dim=0).abs().max() < 5 / math.sqrt(num_rows - 1)
 
 
 @given(keys, st.integers(0, 10**12), st.integers(0, 40), st.integers(1, 20), st.integers(1, 130))
