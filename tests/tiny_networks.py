@@ -22,6 +22,25 @@ def mlp(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Module:
     )
 
 
+class Greedy(nn.Sequential):
+    """Runs out of memory where a micro-batch has more examples than `most`, as torch and Python say it."""
+
+    def __init__(self, most: int, says: str, *layers: nn.Module):
+        super().__init__(*layers)
+        self.most, self.says = most, says
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as in the class above
+        if len(input) > self.most:
+            if self.says == "cpu":
+                torch.empty(1 << 60, dtype=torch.uint8)  # what no machine has
+            raise MemoryError if self.says == "python" else torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(input)
+
+
+def greedy(num_inputs: int, num_hidden: int, num_outputs: int, most: int, says: str = "cuda") -> nn.Module:
+    return Greedy(most, says, nn.Linear(num_inputs, num_hidden), nn.Tanh(), nn.Linear(num_hidden, num_outputs))
+
+
 def conv_net() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),

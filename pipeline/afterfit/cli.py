@@ -64,6 +64,9 @@ Address = Annotated[
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Ray workers; as many as fit by default.")]
 Gpus = Annotated[float, typer.Option("--gpus", min=0, help="GPUs of each Ray worker; parts of one are shared.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch in each worker.")]
+FitMemory = Annotated[
+    bool, typer.Option("--fit-memory", help="When memory runs out, lower memory_gb to what fits, and go on.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Data = Annotated[
     str,
@@ -85,6 +88,7 @@ def run(
     workers: Workers = None,
     gpus: Gpus = 0,
     threads: Threads = None,
+    fit_memory: FitMemory = False,
     debug: Debug = False,
 ) -> None:
     """Fit a posterior, and score it against the network alone.
@@ -106,7 +110,8 @@ def run(
             prepared = prepare(settings, store)
             console.print(plan_table(prepared))
             with _display(console) as display:
-                outcome = run_plan(prepared, where=_where(engine, address, workers, gpus, threads), display=display)
+                there = _where(engine, address, workers, gpus, threads)
+                outcome = run_plan(prepared, where=there, display=display, fit_memory=fit_memory)
             _show(console, prepared, outcome)
 
 

@@ -37,6 +37,22 @@ class ResourceError(AfterfitError):
     """The work does not fit the memory or the devices that were given."""
 
 
+class OutOfMemoryError(ResourceError):
+    """A stage asks, or asked, for more memory than there is.
+
+    Attributes:
+        stage: its name, where it is known.
+        has_gb: memory of the machine or the GPU that it ran out on, where it is known.
+        is_counted: whether it was told by counting, before anything was tried.
+    """
+
+    def __init__(self, sentence: str, *, stage: str = "", has_gb: float | None = None, is_counted: bool = False):
+        super().__init__(sentence)
+        self.stage = stage
+        self.has_gb = has_gb
+        self.is_counted = is_counted
+
+
 class NumericalError(AfterfitError):
     """A factorisation or an optimisation broke down."""
 

@@ -14,6 +14,7 @@ from afterfit.algebra import Result, State, Unit
 from afterfit.engine.cursor import StoredCursor, Trail, arithmetic
 from afterfit.engine.events import Event, Kind, PeakMemory, Tell
 from afterfit.engine.protocol import Work
+from afterfit.engine.shortage import told_shortage
 from afterfit.errors import AfterfitError
 from afterfit.resources import Resources
 
@@ -90,7 +91,8 @@ class Bench:
             return
         with self.doing(job.name):
             try:
-                job.run(self)
+                with told_shortage():
+                    job.run(self)
             except AfterfitError:
                 if self.store.find(job.place) is None:
                     raise

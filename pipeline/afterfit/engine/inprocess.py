@@ -12,6 +12,7 @@ from afterfit.engine.bench import Bench, Job, Settings
 from afterfit.engine.events import Tell, ignore
 from afterfit.engine.gang import Alone, march
 from afterfit.engine.protocol import Work
+from afterfit.engine.shortage import told_shortage
 from afterfit.engine.stage import StagedEngine
 
 
@@ -28,7 +29,8 @@ class Here:
 
     def march(self) -> None:
         """All slices here."""
-        march(self._bench, Alone())
+        with told_shortage():
+            march(self._bench, Alone())
 
 
 @contextmanager

@@ -42,9 +42,11 @@ class Engine(Protocol):
     """Runs stages somewhere. On one kind of device, where and by how many workers changes no bit of a result.
 
     What is in the store already is not repeated: finished units are skipped, an unfinished one goes on from
-    its cursor. Errors of the work itself surface at once and unchanged; lost workers are replaced.
+    its cursor. Errors of the work itself surface at once and unchanged, save those of memory, which become one kind;
+    lost workers are replaced.
 
     Raises, each verb:
+        OutOfMemoryError: if the work runs out of memory.
         EngineError: if workers cannot be started, or one unit loses its worker again and again.
     """
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import OutOfMemoryError as EndedByMonitor
 from ray.exceptions import RayError, RayTaskError
 
 from afterfit.engine.bench import Bench, Job, Settings
 from afterfit.engine.events import Event, Kind, Outbox, Tell
 from afterfit.engine.protocol import Work
-from afterfit.errors import EngineError
+from afterfit.errors import EngineError, OutOfMemoryError
 
 ATTEMPTS = 4  # of one job, each on another worker, before it is given up
 LISTEN_S = 0.5  # between two reports of one worker
@@ -89,7 +90,7 @@ class RayCrew:
                         losses[name] += 1
                         pending[:0] = [job] if job else []
                         if losses[name] >= ATTEMPTS * (1 if job else self._workers):
-                            raise EngineError(_given_up(work, name, losses[name], error)) from error
+                            raise _given_up(work, name, losses[name], error) from error
                         self._tell(Event(kind=Kind.NOTE, place=work.place, name=name, note=_lost_words(name)))
                 heard = time.monotonic() if self._up else heard
                 if time.monotonic() - heard > PATIENCE_S:
@@ -139,9 +140,12 @@ def original(error: RayTaskError) -> BaseException:
     return cause
 
 
-def _given_up(work: Work, name: str, times: int, error: RayError) -> str:
+def _given_up(work: Work, name: str, times: int, error: RayError) -> EngineError | OutOfMemoryError:
+    """Ray's memory monitor says that it was memory; the kernel does not, so there the sentence leaves it open."""
+    if isinstance(error, EndedByMonitor):
+        return OutOfMemoryError(f"Ray ended the worker of {name!r} of {work.place} for lack of memory {times} times.")
     reason = str(error).strip().splitlines()[0]
-    return (
+    return EngineError(
         f"{name!r} of {work.place} lost its worker {times} times: {reason} Look for lack of memory in the "
         "workers' logs, give each worker more or lower `memory_gb`, then run the same command again."
     )

@@ -24,6 +24,7 @@ from afterfit.engine.bench import Bench, Settings
 from afterfit.engine.events import Event, Kind, Outbox, Tell
 from afterfit.engine.gang import march
 from afterfit.engine.protocol import Work
+from afterfit.engine.shortage import told_shortage
 from afterfit.engine.torch_gang import Group, PeerLostError
 from afterfit.errors import EngineError
 
@@ -128,7 +129,8 @@ def _member(settings: Settings, work: Work, post: Any) -> None:
     torch.set_num_threads(settings.threads)
     try:
         accelerator = Accelerator(cpu=settings.resources.num_gpus == 0)
-        march(Bench(settings, work, Sender(post)), Group(accelerator))
+        with told_shortage():
+            march(Bench(settings, work, Sender(post)), Group(accelerator))
     except PeerLostError:
         raise
     except Exception as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -24,8 +25,9 @@ from afterfit.plan.execute import execute
 from afterfit.plan.fitted import FitRecord, check_same_network, read_fit
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.predictions import read_posterior
-from afterfit.plan.request import Method
+from afterfit.plan.request import FitRequest, Method
 from afterfit.plan.resolve import module_identity, request_from_objects
+from afterfit.plan.shortage import opening, within_memory
 from afterfit.posterior.gaussian import Gaussian
 from afterfit.posterior.links import Meaning
 from afterfit.posterior.subspace import SubspacePosterior
@@ -149,6 +151,7 @@ def fit(
     memory_gb: float = 2.0,
     micro_batch: int | Literal["auto"] = "auto",
     num_shards: int | Literal["auto"] = "auto",
+    fit_memory: bool = False,
 ) -> Posterior:
     """Fit a posterior to a trained network, without a configuration file.
 
@@ -171,9 +174,12 @@ def fit(
         memory_gb: budget of a worker for what is explicit at once.
         micro_batch: examples of a micro-batch.
         num_shards: of the data.
+        fit_memory: whether to go on with a lower `memory_gb` when memory runs out; it warns, and the posterior's
+            record has the value.
 
     Raises:
         ConfigError, DataError, NetworkError: for what cannot be fitted, before any long work.
+        OutOfMemoryError: with the value of `memory_gb` that would fit.
     """
     scratch = tempfile.mkdtemp(prefix="afterfit-") if store is None else None
     opened = open_store(store or cast(str, scratch))
@@ -181,21 +187,27 @@ def fit(
         weakref.finalize(opened, shutil.rmtree, scratch, ignore_errors=True)
     chosen = likelihood_named(likelihood, noise_variance) if isinstance(likelihood, str) else likelihood
     data = {"train": dataset} | ({} if validation is None else {"validation": validation})
-    request = request_from_objects(
-        network,
-        data,
-        method,
-        chosen,
-        weights=weights,
-        output=output,
-        memory_gb=memory_gb,
-        micro_batch=micro_batch,
-        num_shards=num_shards,
-    )
-    plan = posterior_plan(request)
-    with open_engine(engine, opened, address=address, workers=workers) as running:
-        execute(plan, request, running, opened)
-    record = FitRecord.of(request, plan)
+    with opening():
+        request = request_from_objects(
+            network,
+            data,
+            method,
+            chosen,
+            weights=weights,
+            output=output,
+            memory_gb=memory_gb,
+            micro_batch=micro_batch,
+            num_shards=num_shards,
+        )
+
+    def attempt(request: FitRequest) -> FitRecord:
+        plan = posterior_plan(request)
+        with open_engine(engine, opened, address=address, workers=workers) as running:
+            execute(plan, request, running, opened)
+        return FitRecord.of(request, plan)
+
+    warned = partial(warnings.warn, stacklevel=3)
+    record = within_memory(request, opened, attempt, asker="fit", lowers=fit_memory, tell=warned)
     record.write(opened)
     view = Network(network, weights, output=output, tile_weights=record.tile_weights)
     return Posterior(view, opened, record)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from afterfit.algebra import Unit
-from afterfit.errors import ResourceError
+from afterfit.errors import OutOfMemoryError, ResourceError
 from afterfit.methods.subspace import NUM_CHUNKS
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS
@@ -52,6 +52,12 @@ def costs(plan: Sequence[Stage], request: FitRequest) -> dict[str, Cost | None]:
     return {stage.name: _cost(stage, replace(sizes, roles=stage.roles)) for stage in plan}
 
 
+def cost_of(plan: Sequence[Stage], request: FitRequest, name: str) -> Cost | None:
+    """Of one stage of a plan."""
+    stage = next(stage for stage in plan if stage.name == name)
+    return _cost(stage, replace(Sizes.of(plan, request), roles=stage.roles))
+
+
 def check_fits(
     needed: Mapping[str, Cost | None], memory_gb: float, machine_gb: float | None, free_bytes: float | None
 ) -> None:
@@ -65,6 +71,7 @@ def check_fits(
 
     Raises:
         ResourceError: naming the stage and the remedy.
+        OutOfMemoryError: if a stage whose memory the budget bounds exceeds the machine.
     """
     for name, cost in needed.items():
         if cost is None:
@@ -77,9 +84,13 @@ def check_fits(
                 "fewer weights with `network.choose`."
             )
         if machine_gb is not None and cost.memory_gb > machine_gb:
+            has = f"but this machine has {machine_gb:.3g} GB"
+            if cost.is_budgeted:
+                said = f"The stage {name} holds {held} GB at once with `memory_gb: {memory_gb:g}`, {has}."
+                raise OutOfMemoryError(said, stage=name, has_gb=machine_gb, is_counted=True)
             raise ResourceError(
-                f"The stage {name} holds {held} GB at once, but this machine has {machine_gb:.3g} GB; "
-                "lower `memory_gb`, choose fewer weights with `network.choose`, or run on larger workers."
+                f"The stage {name} holds {held} GB at once, {has}; "
+                "choose fewer weights with `network.choose`, or run on larger workers."
             )
     total = sum(cost.stored_bytes for cost in needed.values() if cost is not None)
     if free_bytes is not None and total > free_bytes:

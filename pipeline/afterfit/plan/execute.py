@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from afterfit.engine.protocol import Engine, Work
+from afterfit.errors import OutOfMemoryError
 from afterfit.plan.bench import Bench, Bind
 from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
@@ -54,6 +55,9 @@ def execute(
 
     Returns:
         Stage name -> what became of it, in the order of the plan.
+
+    Raises:
+        OutOfMemoryError: naming the stage and the budget that it had.
     """
     ran: dict[str, Ran] = {}
     for stage in plan:
@@ -69,6 +73,10 @@ def execute(
         work = Work(make=Bind(stage.recipe, spec), place=stage.place, units=units, about=about)
         watch(stage, work)
         verbs = {"map": engine.map, "reduce": engine.reduce, "iterate": engine.iterate}
-        artifact = verbs[stage.recipe.verb](work)
+        try:
+            artifact = verbs[stage.recipe.verb](work)
+        except OutOfMemoryError as error:
+            said = f"The stage {stage.name} ran out of memory with `memory_gb: {request.memory_gb:g}`."
+            raise OutOfMemoryError(said, stage=stage.name, has_gb=error.has_gb) from error
         ran[stage.name] = Ran(stage, artifact, was_done=False, seconds=time.monotonic() - started)
     return ran

@@ -23,7 +23,7 @@ def extend(
         ConfigError, DataError: for a store without a run, or data that do not fit it.
     """
     prepared = prepare(extended(read_record(store), data), store.uri)
-    return prepared, run(prepared, where=where, display=display)
+    return prepared, run(prepared, where=where, display=display, asker="later")
 
 
 def extended(record: RunRecord, data: str) -> RunConfig:

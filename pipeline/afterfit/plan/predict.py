@@ -15,7 +15,7 @@ from afterfit.data.origin import open_origin
 from afterfit.data.scratch import scratch_folder
 from afterfit.data.settings import Columns, DataSettings, NumericColumns, Standardise
 from afterfit.data.shards import shard_ranges
-from afterfit.errors import ConfigError, DataError
+from afterfit.errors import ConfigError, DataError, OutOfMemoryError
 from afterfit.plan.bench import Bench, DataSource, opened_data
 from afterfit.plan.fitted import check_same_network
 from afterfit.plan.log import Display
@@ -24,8 +24,10 @@ from afterfit.plan.record import RunRecord, read_record
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS, count_first
 from afterfit.plan.run import Where, finish
+from afterfit.plan.shortage import Shortage, opening
 from afterfit.plan.stage import Stage
 from afterfit.posterior.links import Link
+from afterfit.rows.tape import TapeBackend
 from afterfit.store.artifact import StoredArtifact
 from afterfit.store.directory import Store
 from afterfit.store.files import files_at
@@ -86,7 +88,12 @@ def predict(
                 "run `afterfit run` with its configuration first."
             )
     _check_forward(plan, request, store, examples)
-    ran, _ = finish(plan, request, store, where=where, display=display)
+    try:
+        ran, _ = finish(plan, request, store, where=where, display=display)
+    except OutOfMemoryError as error:
+        coverage = TapeBackend(_bench(plan, request, store).network).coverage(examples.batch([0]))
+        shortage = Shortage.of(error, replace(request, coverage=coverage))
+        raise OutOfMemoryError(shortage.sentence("later"), stage=error.stage, has_gb=error.has_gb) from error
     made = ran[f"predictions-{ROLE}"]
     content, columns = _parquet(made.artifact)
     files_at(folder).replace(name, content)
@@ -95,10 +102,18 @@ def predict(
 
 def _check_forward(plan: Sequence[Stage], request: FitRequest, store: Store, examples: IdentifiedExamples) -> None:
     """Refuse new data that the network does not take, before long work."""
-    stage = next(stage for stage in plan if stage.name == f"features-{ROLE}")
-    if store.find(stage.place) is None:
-        bench = Bench(request.bench(store.uri, {role: above.place for role, above in stage.inputs.items()}))
-        count_first(bench.network, examples, ROLE)
+    if store.find(_features(plan).place) is None:
+        with opening():
+            count_first(_bench(plan, request, store).network, examples, ROLE)
+
+
+def _bench(plan: Sequence[Stage], request: FitRequest, store: Store) -> Bench:
+    """That of the features, in this process."""
+    return Bench(request.bench(store.uri, {role: above.place for role, above in _features(plan).inputs.items()}))
+
+
+def _features(plan: Sequence[Stage]) -> Stage:
+    return next(stage for stage in plan if stage.name == f"features-{ROLE}")
 
 
 def predicting(request: FitRequest, link: Link | None) -> list[Stage]:

@@ -101,6 +101,7 @@ class RunRecord:
             num_draws=config.prediction.num_draws,
             memory_gb=config.memory_gb,
             micro_batch=sizes["micro_batch"],
+            has_auto_micro_batch=config.micro_batch == "auto",
             forward_flops=sizes["forward_flops"],
         )
 

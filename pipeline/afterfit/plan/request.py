@@ -1,7 +1,7 @@
 """What is asked for, resolved: the same record from a configuration file and from Python."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from afterfit.layout import Layout
@@ -11,6 +11,7 @@ from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
 from afterfit.posterior.links import Link
 from afterfit.posterior.subspace import Complement
 from afterfit.rows.coverage import Coverage
+from afterfit.rows.planning import micro_batch
 
 
 class Method(Protocol):
@@ -78,9 +79,17 @@ class FitRequest:
     num_draws: int = 512
     memory_gb: float = 2.0
     micro_batch: int = 1
+    has_auto_micro_batch: bool = True  # whether it follows from sizes and memory
     forward_flops: float = 0.0  # of one example
     coverage: Coverage | None = None  # of the tape's rules
     device: str | None = None  # that workers put the network on; never part of a key
+
+    def with_memory(self, memory_gb: float) -> "FitRequest":
+        """The same fit with another budget, and the micro-batch that follows from it, unless it was given."""
+        numbers = self.coverage.gradient_numbers if self.coverage else 0
+        sizes = (self.layout, self.num_outputs, memory_gb, self.state_bytes, numbers)
+        size = micro_batch(*sizes) if self.has_auto_micro_batch else self.micro_batch
+        return replace(self, memory_gb=memory_gb, micro_batch=size)
 
     def bench(self, store_uri: str, inputs: Mapping[str, str], roles: Mapping[str, str] | None = None) -> BenchSpec:
         """What the workers of one stage need; `roles` lets other data play a role for it."""

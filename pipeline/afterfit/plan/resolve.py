@@ -26,7 +26,7 @@ from afterfit.plan.bench import DataSource, NetworkSource, opened_data
 from afterfit.plan.config import RunConfig
 from afterfit.plan.request import FitRequest, Method
 from afterfit.precision import state_dtype
-from afterfit.rows.planning import micro_batch
+from afterfit.resources import is_out_of_memory
 from afterfit.rows.tape import TapeBackend
 from afterfit.store.directory import Store
 from afterfit.training.loaded import LoadedWeights
@@ -175,8 +175,9 @@ def _measured(
     """With outputs and FLOPs counted on first examples, every label checked, and shards laid out."""
     outputs, flops = count_first(network, examples["train"], "train")
     coverage = TapeBackend(network).coverage(examples["train"].batch([0]))
-    sizes = (request.layout, outputs, request.memory_gb, request.state_bytes, coverage.gradient_numbers)
-    size = micro_batch(*sizes) if micro == "auto" else int(micro)
+    is_auto = micro == "auto"
+    sized = replace(request, num_outputs=outputs, forward_flops=flops, coverage=coverage, has_auto_micro_batch=is_auto)
+    sized = sized.with_memory(request.memory_gb) if is_auto else replace(sized, micro_batch=int(micro))
     # A forward pass, and for each of the C rows about two: one to the activations and one to the weights.
     seconds = flops * (1 + 2 * outputs) / REFERENCE_FLOPS
     wanted = None if num_shards == "auto" else int(num_shards)
@@ -194,7 +195,7 @@ def _measured(
         data[role] = DataSource(
             identity=opened.identity(), num_examples=opened.num_examples, num_shards=len(shards), examples=opened
         )
-    return replace(request, num_outputs=outputs, micro_batch=size, forward_flops=flops, coverage=coverage, data=data)
+    return replace(sized, data=data)
 
 
 def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tuple[int, float]:
@@ -214,6 +215,8 @@ def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tu
             "name the columns after forward's arguments."
         ) from error
     except (RuntimeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise DataError(

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
-from afterfit.engine import EngineName, open_engine
+from afterfit.engine import EngineName, Event, Kind, open_engine
+from afterfit.engine.shortage import gpu_gb, machine_gb
 from afterfit.plan.config import RunConfig
 from afterfit.plan.cost import Cost, check_fits, costs
 from afterfit.plan.execute import Ran, Status, execute, status_at, status_of
@@ -19,8 +19,9 @@ from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.record import RunRecord, read_record
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import request_of
+from afterfit.plan.shortage import Asker, Shortage, opening, shortages, within_memory
 from afterfit.plan.stage import Stage
-from afterfit.resources import GB, Resources
+from afterfit.resources import Resources
 from afterfit.store.artifact import StoredArtifact
 from afterfit.store.directory import Store, open_store
 
@@ -51,6 +52,7 @@ class Prepared:
     plan: Sequence[Stage]
     statuses: Mapping[str, Status]
     costs: Mapping[str, Cost | None]
+    shortages: Sequence[Shortage] = ()  # of memory, that earlier runs met with this configuration
 
     @property
     def remaining(self) -> dict[str, Cost | None]:
@@ -82,7 +84,12 @@ def prepare(config: RunConfig, store_uri: str | None = None) -> Prepared:
         StoreError: if the store cannot be opened.
     """
     store = open_store(store_uri or config.where)
-    request = request_of(config, store)
+    with opening():
+        request = request_of(config, store)
+    return _counted(config, store, request)
+
+
+def _counted(config: RunConfig, store: Store, request: FitRequest) -> Prepared:
     plan = posterior_plan(request)
     return Prepared(
         config=config,
@@ -91,16 +98,46 @@ def prepare(config: RunConfig, store_uri: str | None = None) -> Prepared:
         plan=plan,
         statuses={stage.name: status_of(stage, store) for stage in plan},
         costs=costs(plan, request),
+        shortages=list(shortages(plan, request, store)),
     )
 
 
-def run(prepared: Prepared, *, where: Where | None = None, display: Display | None = None) -> Outcome:
+def run(
+    prepared: Prepared,
+    *,
+    where: Where | None = None,
+    display: Display | None = None,
+    fit_memory: bool = False,
+    asker: Asker = "command",
+) -> Outcome:
     """Finish every stage of a prepared run, and remember the run in its store.
+
+    Args:
+        prepared: the run.
+        where: where to compute.
+        display: shows progress.
+        fit_memory: whether to go on with the budget that would fit when memory runs out; the store remembers it.
+        asker: who is told what would fit.
 
     Raises:
         ResourceError: before anything runs, if a stage cannot fit.
+        OutOfMemoryError: with the value of `memory_gb` that would fit.
         AfterfitError: of a stage; what is finished is kept, and the same call goes on.
     """
+
+    def tell(note: str) -> None:
+        (display or Silent()).hear(Event(kind=Kind.NOTE, place="", name="memory", note=note))
+
+    def attempt(request: FitRequest) -> Outcome:
+        config = prepared.config.model_copy(update={"memory_gb": request.memory_gb})
+        lowered = prepared if request is prepared.request else _counted(config, prepared.store, request)
+        return _attempt(lowered, where, display)
+
+    return within_memory(prepared.request, prepared.store, attempt, asker=asker, lowers=fit_memory, tell=tell)
+
+
+def _attempt(prepared: Prepared, where: Where | None, display: Display | None) -> Outcome:
+    """With the budget as it is."""
     store = prepared.store
     check_fits(prepared.remaining, prepared.config.memory_gb, _machine_gb(where), _free_bytes(store))
     RunRecord.of(prepared.config, prepared.request, prepared.plan).write(store)
@@ -232,8 +269,10 @@ def warnings_of(scores: pa.Table | None) -> Iterator[str]:
 
 
 def _machine_gb(where: Where | None) -> float | None:
-    """Memory of this machine where it does the work; a cluster's is not known here."""
-    return psutil.virtual_memory().total / GB if where is None or where.engine == "inprocess" else None
+    """Memory of this machine, or of its GPU, where it does the work; a cluster's is not known here."""
+    if where is not None and where.engine != "inprocess":
+        return None
+    return gpu_gb() if where is not None and where.gpus else machine_gb()
 
 
 def _free_bytes(store: Store) -> float | None:

@@ -51,9 +51,10 @@ def plan_table(prepared: Prepared) -> Table:
 
 
 def _total(prepared: Prepared) -> str:
-    """What is under the plan: the sum of the costs, and how rows are made and multiplied."""
+    """What is under the plan: the sum of the costs, how rows are made and multiplied, where memory ran out before."""
     coverage = prepared.request.coverage
     lines = [_remaining(prepared), coverage.sentence() if coverage else "", _way(prepared)]
+    lines += [shortage.sentence() for shortage in prepared.shortages]
     return "\n".join(line for line in lines if line)
 
 

@@ -13,6 +13,7 @@ from afterfit.network.loading import load_module
 from afterfit.network.settings import NetworkSettings
 from afterfit.network.tokens import TokenCategorical
 from afterfit.rows import ggn_diagonal, ggn_times, ntk
+from afterfit.rows.forward_mode import has_forward_mode
 from afterfit.rows.functional import FunctionalBackend
 from afterfit.rows.tape import TapeBackend
 from afterfit.seeds import Seed
@@ -173,8 +174,8 @@ def test_a_product_holds_two_buffers_of_the_logits_size_with_one_column_or_sever
         assert live.most == 2
         assert live.peak < 2.75 * logits_bytes
     # Forward mode would hold them eight times over; what `torch.func` holds is not counted above.
-    assert not TapeBackend(Network(module, output="tokens")).forward_mode
-    assert TapeBackend(Network(module, output="last_token")).forward_mode
+    assert not has_forward_mode(Network(module, output="tokens"))
+    assert has_forward_mode(Network(module, output="last_token"))
 
 
 def test_exact_cotangents_are_refused_before_any_work():
