@@ -12,7 +12,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from afterfit.algebra import Batch, batches
+from afterfit.algebra import Batch, batches, consecutive
 from afterfit.layout import Layout
 from afterfit.network.functional import Network, OutputRule
 from afterfit.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -101,7 +101,7 @@ class NetworkCase:
     @property
     def batches(self) -> list[Batch]:
         """The training data in micro-batches of `MICRO_BATCH`, the last one shorter."""
-        return list(batches(self.examples, 0, self.num_examples, MICRO_BATCH))
+        return list(batches(self.examples, consecutive(0, self.num_examples, MICRO_BATCH)))
 
 
 @cache

@@ -68,14 +68,14 @@ def vit(attention: str) -> nn.Module:
     return AutoModelForImageClassification.from_config(config, attn_implementation=attention)
 
 
-def bert(attention: str) -> nn.Module:
+def bert(attention: str, positions: int = 8) -> nn.Module:
     config = BertConfig(
         vocab_size=13,
         hidden_size=6,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=8,
-        max_position_embeddings=8,
+        max_position_embeddings=positions,
         num_labels=3,
     )
     return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)

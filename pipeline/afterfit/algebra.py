@@ -7,7 +7,7 @@ the store as it is, and it merges tile by tile.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 from torch import Tensor
@@ -45,10 +45,42 @@ class Examples(Protocol):
         ...
 
 
-def batches(examples: Examples, start: int, stop: int, micro_batch: int) -> Iterator[Batch]:
-    """Consecutive micro-batches of examples start to stop - 1; the last may be shorter, none is dropped."""
-    for first in range(start, stop, micro_batch):
-        yield examples.batch(range(first, min(first + micro_batch, stop)))
+@runtime_checkable
+class Ragged(Protocol):
+    """Examples of different lengths: a batch is as long as the longest of its examples."""
+
+    def micro_batches(self, start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
+        """See `micro_batches`; `micro_batch` counts examples of full length."""
+        ...
+
+    def full_batch(self, indexes: Sequence[int]) -> Batch:
+        """These examples, in full length."""
+        ...
+
+
+def consecutive(start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
+    """Runs of examples start to stop - 1; the last may be shorter, none is dropped."""
+    return [range(first, min(first + micro_batch, stop)) for first in range(start, stop, micro_batch)]
+
+
+def micro_batches(examples: Examples, start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
+    """The micro-batches of examples start to stop - 1 in their fixed order, as indexes; every example occurs once.
+
+    They are consecutive, unless the examples have lengths: then those of like length are together, within the tokens
+    of `micro_batch` examples of full length. Cursors count them.
+    """
+    is_ragged = isinstance(examples, Ragged)
+    return (examples.micro_batches if is_ragged else consecutive)(start, stop, micro_batch)
+
+
+def batches(examples: Examples, planned: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    """Planned micro-batches, one after another."""
+    return map(examples.batch, planned)
+
+
+def full_batch(examples: Examples, indexes: Sequence[int]) -> Batch:
+    """Examples in the full length that memory and work are counted for."""
+    return examples.full_batch(indexes) if isinstance(examples, Ragged) else examples.batch(indexes)
 
 
 @dataclass(frozen=True)

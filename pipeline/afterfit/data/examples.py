@@ -1,6 +1,7 @@
 """Data sets as the fits see them: any examples in any order, the same each time."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch
+from afterfit.algebra import Batch, consecutive
 from afterfit.data.checks import finite
 from afterfit.data.cut import Shelf
 from afterfit.data.identity import IdentifiedExamples, chosen_digest, contents_digest
 from afterfit.data.images import read_images
 from afterfit.data.indexed import IndexedExamples
+from afterfit.data.lengths import planned_by_tokens
 from afterfit.data.numbers import Place, Scale, column_tensor, numbers_of
 from afterfit.data.origin import Origin, open_origin, side_table
 from afterfit.data.scratch import scratch_folder
@@ -33,6 +35,7 @@ from afterfit.errors import ConfigError, DataError
 
 FORMAT = 1  # raised when the same settings give other numbers
 TARGET_ROWS = 1 << 16
+LENGTH_ROWS = 1 << 10
 
 
 def open_examples(
@@ -102,6 +105,30 @@ class TableExamples:
         Raises:
             DataError: for a row that cannot be read or is not finite, or a file that changed; names it.
         """
+        return self._batch(indexes, is_full=False)
+
+    def full_batch(self, indexes: Sequence[int]) -> Batch:
+        """The same, texts padded to their `max_length`."""
+        return self._batch(indexes, is_full=True)
+
+    def micro_batches(self, start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
+        """Consecutive, unless texts are padded to the longest: then by a budget of tokens, see `planned_by_tokens`.
+
+        Cost: such texts of these examples are tokenised once.
+        """
+        ragged = [text for text in self._texts.values() if text.settings.pad_to == "longest"]
+        if not ragged or start >= stop:
+            return consecutive(start, stop, micro_batch)
+        columns = list(dict.fromkeys(name for text in ragged for name in text.columns))
+        parts = []
+        for first in range(start, stop, LENGTH_ROWS):
+            table = self._rows.take(range(first, min(first + LENGTH_ROWS, stop)), columns)
+            place = partial(_place_after, self._rows, first)
+            parts.append(np.stack([text.lengths(table, place) for text in ragged], axis=1))
+        max_lengths = [text.settings.max_length for text in ragged]
+        return planned_by_tokens(start, np.concatenate(parts), max_lengths, micro_batch)
+
+    def _batch(self, indexes: Sequence[int], *, is_full: bool) -> Batch:
         places = [int(index) for index in indexes]
         table = self._rows.take(places)
 
@@ -110,7 +137,10 @@ class TableExamples:
 
         inputs: dict[str, Tensor] = {}
         for name, how in self._inputs.items():
-            inputs |= self._read(name, how, table, places, place)
+            if isinstance(how, TextColumns) and is_full:
+                inputs |= self._texts[name].read_full(table, place)
+            else:
+                inputs |= self._read(name, how, table, places, place)
         targets = self._answer(table, place) if self._answers else None
         return finite(Batch(inputs, targets, torch.tensor(places)), self._rows.place)
 
@@ -133,7 +163,10 @@ class TableExamples:
         """Of the files, the hub's fingerprint or the contents; of the chosen rows, and of what is read."""
         settings = self.settings.model_dump(mode="json", include={"columns", "augment"})
         for name, reader in self._texts.items():
-            settings["columns"]["inputs"][name]["tokenizer"] = reader.digest()
+            described = settings["columns"]["inputs"][name]
+            described["tokenizer"] = reader.digest()
+            if described["pad_to"] == "max_length":
+                del described["pad_to"]  # as before there was a choice: such data are still the same
         scales = {name: scale.facts() for name, scale in self._scales.items()}
         if self._target_scale is not None:
             scales["target"] = self._target_scale.facts()
@@ -171,6 +204,10 @@ class TableExamples:
         splits = self.settings.splits
         known.chosen = _role_rows(splits.model_copy(update={"role": how.role}), known.num_stored, scratch)
         return Scale.of(numbers_of(known.take(range(len(known))), columns, known.place))
+
+
+def _place_after(rows: Rows, start: int, position: int) -> str:
+    return rows.place(start + position)
 
 
 def _all_names(origin: Origin) -> list[str]:

@@ -94,10 +94,10 @@ class ImageColumn(Frozen):
 
 
 class TextColumns(Frozen):
-    """A sentence, or a pair, read as token ids with a mask: int64 (max_length,).
+    """A sentence, or a pair, read as token ids with a mask: int64 (T,), with T at most `max_length`.
 
     Gives the argument it is named for (usually `input_ids`), and `attention_mask`, and `token_type_ids`
-    where the tokenizer makes them. Always padded to `max_length`, so that numbers do not depend on the batch.
+    where the tokenizer makes them.
     """
 
     kind: Literal["text"] = "text"
@@ -110,7 +110,11 @@ class TextColumns(Frozen):
     """Hugging Face id or directory of the tokenizer."""
 
     max_length: PositiveInt
-    """Tokens that each example is padded or cut to."""
+    """Tokens that each example is cut to, and by default padded to."""
+
+    pad_to: Literal["max_length", "longest"] = "max_length"
+    """`longest`: only to the longest example of a micro-batch, whose examples are of like length then, and more where
+    texts are short. Outputs are the same up to rounding where the network heeds the mask."""
 
 
 class NumericColumns(Frozen):

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from afterfit.data.lengths import padded
 from afterfit.data.numbers import Place
 from afterfit.data.settings import TextColumns
 from afterfit.errors import ConfigError, DataError
@@ -23,11 +26,27 @@ class TextReader:
         self.columns = [settings.column] if isinstance(settings.column, str) else list(settings.column)
 
     def read(self, table: pa.Table, place: Place) -> dict[str, Tensor]:
-        """Token ids (B, max_length), the mask and, where the tokenizer makes them, the types.
+        """Token ids (B, T), the mask and, where the tokenizer makes them, the types.
+
+        T is `max_length`, or as `pad_to` says.
 
         Raises:
             DataError: for a row without text.
+            ConfigError: if padding is to be left out, and the tokenizer makes no mask.
         """
+        values = self.read_full(table, place)
+        if self.settings.pad_to == "max_length":
+            return values
+        longest = int(padded(_lengths(values, self.settings).max(), [self.settings.max_length])[0])
+        kept = slice(0, longest) if self._tokenizer.padding_side == "right" else slice(-longest, None)
+        return {name: ids[:, kept] for name, ids in values.items()}
+
+    def lengths(self, table: pa.Table, place: Place) -> np.ndarray:
+        """Tokens of each row, without padding, (B,)."""
+        return _lengths(self.read_full(table, place), self.settings)
+
+    def read_full(self, table: pa.Table, place: Place) -> dict[str, Tensor]:
+        """The same with T equal to `max_length`."""
         texts = [self._texts(table, name, place) for name in self.columns]
         encoded = self._tokenizer(
             *texts,
@@ -73,6 +92,15 @@ class TextReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_loaded"}
+
+
+def _lengths(values: Mapping[str, Tensor], settings: TextColumns) -> np.ndarray:
+    if "attention_mask" not in values:
+        raise ConfigError(
+            f"The tokenizer {settings.tokenizer!r} makes no attention mask, so padding would show in the outputs; "
+            "leave out `pad_to: longest`."
+        )
+    return values["attention_mask"].sum(dim=1).numpy()
 
 
 def _digest(tokenizer: Any) -> str:

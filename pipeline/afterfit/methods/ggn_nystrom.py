@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, merge_in_order
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, merge_in_order, micro_batches
 from afterfit.errors import RankError
 from afterfit.frozen import Frozen, Positive
 from afterfit.layout import Tile
@@ -125,13 +125,14 @@ class _SketchReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         start, stop = unit.details["start"], unit.details["stop"]
-        micro_batch, data = self.bench.micro_batch, self.bench.data("train")
+        data = self.bench.data("train")
+        planned = micro_batches(data, start, stop, self.bench.micro_batch)
         wanted = set(unit.details["tiles"])
         tiles = [tile for tile in self.bench.network.layout if tile.name in wanted]
         return fold(
             SketchSum(self.recipe, self.bench, tiles),
-            lambda position: batches(data, start + position * micro_batch, stop, micro_batch),
-            -(-(stop - start) // micro_batch),
+            lambda position: batches(data, planned[position:]),
+            len(planned),
             cursor,
         )
 

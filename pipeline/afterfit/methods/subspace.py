@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, micro_batches
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood, shard_units
 from afterfit.precision import CORE
@@ -49,15 +49,14 @@ class _CurvatureTask:
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         start, stop = unit.details["start"], unit.details["stop"]
-        micro_batch = self.bench.micro_batch
-        total = -(-(stop - start) // micro_batch)
         data = self.bench.data("train")
-        accumulator = CurvatureSum(self.likelihood, self.bench, total)
+        planned = micro_batches(data, start, stop, self.bench.micro_batch)
+        accumulator = CurvatureSum(self.likelihood, self.bench, len(planned))
 
         def items(position: int) -> Iterable[tuple[int, Batch]]:
-            return enumerate(batches(data, start + position * micro_batch, stop, micro_batch), position)
+            return enumerate(batches(data, planned[position:]), position)
 
-        state = fold(accumulator, items, total, cursor)
+        state = fold(accumulator, items, len(planned), cursor)
         families: dict[str, list] = {"curvature": [], "log_density": [], "count": []}
         for name, tensor in state.items():
             family, _, chunk = name.partition("/")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from afterfit.algebra import full_batch
 from afterfit.data.identity import IdentifiedExamples
 from afterfit.data.origin import open_origin
 from afterfit.data.scratch import scratch_folder
@@ -91,7 +92,7 @@ def predict(
     try:
         ran, _ = finish(plan, request, store, where=where, display=display)
     except OutOfMemoryError as error:
-        coverage = TapeBackend(_bench(plan, request, store).network).coverage(examples.batch([0]))
+        coverage = TapeBackend(_bench(plan, request, store).network).coverage(full_batch(examples, [0]))
         shortage = Shortage.of(error, replace(request, coverage=coverage))
         raise OutOfMemoryError(shortage.sentence("later"), stage=error.stage, has_gb=error.has_gb) from error
     made = ran[f"predictions-{ROLE}"]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from afterfit.algebra import full_batch
 from afterfit.data.examples import IdentifiedExamples
 from afterfit.data.indexed import IndexedExamples
 from afterfit.data.settings import DataSettings
@@ -174,7 +175,7 @@ def _measured(
 ) -> FitRequest:
     """With outputs and FLOPs counted on first examples, every label checked, and shards laid out."""
     outputs, flops = count_first(network, examples["train"], "train")
-    coverage = TapeBackend(network).coverage(examples["train"].batch([0]))
+    coverage = TapeBackend(network).coverage(full_batch(examples["train"], [0]))
     is_auto = micro == "auto"
     sized = replace(request, num_outputs=outputs, forward_flops=flops, coverage=coverage, has_auto_micro_batch=is_auto)
     sized = sized.with_memory(request.memory_gb) if is_auto else replace(sized, micro_batch=int(micro))
@@ -205,7 +206,7 @@ def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tu
         ConfigError: if forward does not take the data's keys.
         DataError: if forward fails on the example, or its outputs are not finite.
     """
-    inputs = examples.batch([0]).inputs
+    inputs = full_batch(examples, [0]).inputs
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             outputs_1C = network(inputs)

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold, micro_batches
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
 from afterfit.rows import row_backend
@@ -69,20 +69,17 @@ class _FeaturesTask:
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         start, stop = unit.details["start"], unit.details["stop"]
-        micro_batch, data = self.bench.micro_batch, self.bench.data(self.recipe.role)
-        state = fold(
-            _Collect(self),
-            lambda position: batches(data, start + position * micro_batch, stop, micro_batch),
-            -(-(stop - start) // micro_batch),
-            cursor,
-        )
+        data = self.bench.data(self.recipe.role)
+        planned = micro_batches(data, start, stop, self.bench.micro_batch)
+        state = fold(_Collect(self), lambda position: batches(data, planned[position:]), len(planned), cursor)
         families = dict.fromkeys(name.partition("/")[0] for name in state)
-        return Result(
-            tensors={
-                family: [(unit.name, torch.cat([state[name] for name in state if name.startswith(f"{family}/")]))]
-                for family in families
-            }
-        )
+        whole = {
+            family: torch.cat([state[name] for name in state if name.startswith(f"{family}/")]) for family in families
+        }
+        order_n = whole["index"].argsort()
+        if not torch.equal(order_n, torch.arange(len(order_n))):  # micro-batches by length: back to the data's order
+            whole = {family: values[order_n] for family, values in whole.items()}
+        return Result(tensors={family: [(unit.name, values)] for family, values in whole.items()})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, micro_batches
 from afterfit.errors import NumericalError
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import CORE
@@ -57,13 +57,9 @@ class ResidualSum:
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         """One shard."""
         start, stop = unit.details["start"], unit.details["stop"]
-        micro_batch, data = self.bench.micro_batch, self.bench.data("train")
-        return fold(
-            self,
-            lambda position: batches(data, start + position * micro_batch, stop, micro_batch),
-            -(-(stop - start) // micro_batch),
-            cursor,
-        )
+        data = self.bench.data("train")
+        planned = micro_batches(data, start, stop, self.bench.micro_batch)
+        return fold(self, lambda position: batches(data, planned[position:]), len(planned), cursor)
 
     def finalise(self, state: State) -> Result:
         """The mean."""
