@@ -1,7 +1,12 @@
 """Networks that several benchmarks take, with random weights."""
 
 from torch import nn
-from transformers import AutoModelForImageClassification, ViTConfig
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    ViTConfig,
+)
 
 
 def vit(width: int, depth: int, heads: int, attention: str = "sdpa") -> nn.Module:
@@ -16,3 +21,10 @@ def vit(width: int, depth: int, heads: int, attention: str = "sdpa") -> nn.Modul
     )
     config.num_labels = 10
     return AutoModelForImageClassification.from_config(config, attn_implementation=attention)
+
+
+def minilm() -> nn.Module:
+    """A Hugging Face BERT of MiniLM's size, 33 M weights, for sentences of 3 classes; plain attention."""
+    config = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536)
+    config.num_labels = 3
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")

@@ -22,12 +22,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    LlamaConfig,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from afterfit.algebra import Batch
 from afterfit.engine.events import PeakMemory
@@ -40,7 +35,7 @@ from afterfit.rows.functional import FunctionalBackend
 from afterfit.rows.protocol import Cotangents, RowBackend
 from afterfit.rows.tape import TapeBackend
 from afterfit.seeds import Seed
-from networks import vit
+from networks import minilm, vit
 from record import Target, open_record, show
 
 COLUMNS = (1, 8, 32, 128)
@@ -87,12 +82,6 @@ def _vit(width: int, depth: int, heads: int, attention: str = "eager") -> nn.Mod
     return Flat(vit(width, depth, heads, attention), "pixel_values")
 
 
-def _minilm() -> nn.Module:
-    config = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536)
-    config.num_labels = 3
-    return Flat(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"), "input_ids")
-
-
 def _llama() -> nn.Module:
     config = LlamaConfig(
         vocab_size=32000,
@@ -119,7 +108,7 @@ CASES = (
     Case("vit2m7sdpa", partial(_vit, 192, 6, 3, "sdpa"), partial(_images, 4), 10),
     Case("vit22m", partial(_vit, 384, 12, 6), partial(_images, 4), 10),
     Case("resnet20", lambda: Flat(resnet20(), ""), partial(_images, 32), 10),
-    Case("minilm", _minilm, partial(_tokens, 30522, 4, 64), 3),
+    Case("minilm", lambda: Flat(minilm(), "input_ids"), partial(_tokens, 30522, 4, 64), 3),
     Case("llama15m", _llama, partial(_tokens, 32000, 2, 64), 32000, is_language_model=True),
 )
 TARGETS: Mapping[str, Target] = {
