@@ -199,7 +199,7 @@ def prepared(case: Case, num_landmarks: int, folder: str) -> tuple[FitRequest, B
     torch.manual_seed(0)
     inputs, num_outputs = case.inputs(num_landmarks), NUM_OUTPUTS[case.name]
     items = [{case.key: value, "label": number % num_outputs} for number, value in enumerate(inputs)]
-    method = afterfit.Ella(num_landmarks=num_landmarks, prior_precision=1.0, temperature=1.0)
+    method = afterfit.Ella(num_landmarks=num_landmarks, num_features=20, prior_precision=1.0, temperature=1.0)
     request = request_from_objects(
         case.build().eval(), {"train": items}, method, Categorical(), memory_gb=MEMORY_GB, num_shards=1
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.arithmetic import PLAIN
 from afterfit.engine.events import PeakMemory
 from afterfit.network.functional import Network
 from afterfit.predict.linearised import linearise
@@ -68,7 +69,7 @@ def main() -> int:
     network = Network(module)
     basis = {tile.name: torch.randn(tile.size, 16) for tile in network.layout}
     eight = Batch({"pixel_values": images[:8]}, None, torch.arange(8))
-    measured("predict8", lambda: linearise(row_backend(network, MEMORY_GB), eight, basis, with_kernel=True))
+    measured("predict8", lambda: linearise(row_backend(network, MEMORY_GB, PLAIN), eight, basis, with_kernel=True))
     diagonal = partial(ggn_diagonal, module, memory_gb=MEMORY_GB)
     measured("diag", lambda: diagonal(batches(images)))
     measured("diag_mc1", lambda: diagonal(batches(images), num_samples=1))

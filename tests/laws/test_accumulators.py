@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Accumulator, Batch, State, fold
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.layout import Layout
 from afterfit.methods.ggn_nystrom import GgnSketch, SketchSum
 from afterfit.methods.subspace import CurvatureSum
@@ -28,6 +29,7 @@ class Bench:
     network: Network
     inputs: Mapping[str, Any] = field(default_factory=dict)
     memory_gb: float = 2.0
+    arithmetic: Arithmetic = PLAIN
 
     @property
     def layout(self) -> Layout:

@@ -131,7 +131,7 @@ class LandmarkRows:
         network, data = self.bench.network, self.bench.data("train")
         dtype = state_dtype(network.dtype)
         rows = {tile.name: torch.empty(len(chosen), tile.size, dtype=dtype) for tile in tiles}
-        backend = row_backend(network, self.bench.memory_gb)
+        backend = row_backend(network, self.bench.memory_gb, self.bench.arithmetic)
         examples, outputs = self._pairs
         for start in range(0, len(chosen), self.bench.micro_batch):
             part = chosen[start : start + self.bench.micro_batch]

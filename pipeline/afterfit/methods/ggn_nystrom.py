@@ -183,7 +183,7 @@ class SketchSum:
 
     @cached_property
     def _backend(self) -> RowBackend:
-        return row_backend(self.bench.network, self.bench.memory_gb)
+        return row_backend(self.bench.network, self.bench.memory_gb, self.bench.arithmetic)
 
     @cached_property
     def _probes(self) -> Mapping[str, Tensor]:

@@ -105,7 +105,7 @@ class CurvatureSum:
 
     @cached_property
     def _backend(self) -> RowBackend:
-        return row_backend(self.bench.network, self.bench.memory_gb)
+        return row_backend(self.bench.network, self.bench.memory_gb, self.bench.arithmetic)
 
     def merge(self, left: State, right: State) -> State:
         """Chunk by chunk."""

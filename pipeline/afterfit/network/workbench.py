@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from afterfit.algebra import Artifact, Examples, Reducer, Rounds, Steps, Task, Unit
+from afterfit.arithmetic import Arithmetic
 from afterfit.layout import Layout
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Gaussian, Likelihood
@@ -57,6 +58,11 @@ class Workbench(Outline, Protocol):
     @property
     def network(self) -> Network:
         """The trained network, in eval mode, loaded once a worker."""
+        ...
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """In which its rows are made."""
         ...
 
     def data(self, role: str) -> Examples:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from afterfit.algebra import Batch, Result
+from afterfit.arithmetic import Arithmetic
 from afterfit.engine import EngineName, open_engine
 from afterfit.errors import ArtifactError, ConfigError
 from afterfit.network.functional import Network
@@ -83,7 +84,7 @@ class Posterior:
             raise ConfigError("The batch has no inputs; give a mapping keyed by forward's argument names.")
         num_examples = len(next(iter(inputs.values())))
         indexes = batch.indexes if isinstance(batch, Batch) else torch.arange(num_examples)
-        backend = row_backend(self.network, self.record.memory_gb)
+        backend = row_backend(self.network, self.record.memory_gb, self.record.arithmetic)
         with_kernel = self.weights.complement == "prior"
         made = []
         for start in range(0, num_examples, self.record.micro_batch):
@@ -152,6 +153,8 @@ def fit(
     micro_batch: int | Literal["auto"] = "auto",
     num_shards: int | Literal["auto"] = "auto",
     fit_memory: bool = False,
+    autocast: Literal["bfloat16", "float16"] | None = None,
+    compiled: bool = False,
 ) -> Posterior:
     """Fit a posterior to a trained network, without a configuration file.
 
@@ -176,6 +179,9 @@ def fit(
         num_shards: of the data.
         fit_memory: whether to go on with a lower `memory_gb` when memory runs out; it warns, and the posterior's
             record has the value.
+        autocast: to what `torch.autocast` lowers forward and backward passes of the rows, in the fit and in
+            predictions; sums stay in float32.
+        compiled: whether `torch.compile` makes the products with rows.
 
     Raises:
         ConfigError, DataError, NetworkError: for what cannot be fitted, before any long work.
@@ -198,6 +204,7 @@ def fit(
             memory_gb=memory_gb,
             micro_batch=micro_batch,
             num_shards=num_shards,
+            arithmetic=Arithmetic.of(autocast, compiled),
         )
 
     def attempt(request: FitRequest) -> FitRecord:

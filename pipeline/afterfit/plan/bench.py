@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from afterfit.algebra import Artifact, Examples, Reducer, Rounds, Steps, Task
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.data.examples import IdentifiedExamples, open_examples
 from afterfit.data.settings import DataSettings
 from afterfit.data.shards import shard_ranges
@@ -74,6 +75,7 @@ class BenchSpec:
     state_bytes: int
     memory_gb: float
     micro_batch: int
+    arithmetic: Arithmetic = PLAIN
     device: str | None = None  # to put the network on; by default it stays where it is
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> place in the store
 
@@ -103,6 +105,11 @@ class Bench:
     def micro_batch(self) -> int:
         """Examples of a micro-batch."""
         return self.spec.micro_batch
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """In which rows are made."""
+        return self.spec.arithmetic
 
     @property
     def state_bytes(self) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.data.settings import DataSettings
 from afterfit.errors import ConfigError
 from afterfit.frozen import Frozen
@@ -78,6 +79,8 @@ class RunConfig(Frozen):
     keys, since it fixes the micro-batch."""
     micro_batch: PositiveInt | Literal["auto"] = "auto"
     """Examples of a micro-batch; `auto` computes it from sizes and memory."""
+    rows: Arithmetic = PLAIN
+    """In which arithmetic rows of the Jacobian are made."""
     num_shards: PositiveInt | Literal["auto"] = "auto"
     """Of every data set; `auto` makes shards of at least 30 s on a reference device."""
     tile_weights: PositiveInt | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.errors import ArtifactError, ConfigError
 from afterfit.network.identity import identity
 from afterfit.network.settings import NetworkSettings
@@ -33,6 +34,7 @@ class FitRecord(BaseModel):
     output: str
     memory_gb: float
     micro_batch: int
+    arithmetic: Arithmetic = PLAIN
 
     @classmethod
     def of(cls, request: FitRequest, plan: Sequence[Stage]) -> FitRecord:
@@ -48,6 +50,7 @@ class FitRecord(BaseModel):
             output=source.output,
             memory_gb=request.memory_gb,
             micro_batch=request.micro_batch,
+            arithmetic=request.arithmetic,
         )
 
     def write(self, store: Store) -> None:

@@ -155,6 +155,8 @@ def _stage(
             "memory_gb": request.memory_gb,
             "num_shards": {role: request.data[roles.get(role, role)].num_shards for role in declaration.data},
         }
+        if request.arithmetic.changed:
+            context["rows"] = request.arithmetic.changed
     if "noise" in done and isinstance(getattr(declaration.recipe, "likelihood", None), Gaussian):
         inputs["noise"] = done["noise"]
     return Stage(name, declaration.recipe, inputs, data, context, roles)

@@ -102,6 +102,7 @@ class RunRecord:
             memory_gb=config.memory_gb,
             micro_batch=sizes["micro_batch"],
             has_auto_micro_batch=config.micro_batch == "auto",
+            arithmetic=config.rows,
             forward_flops=sizes["forward_flops"],
         )
 

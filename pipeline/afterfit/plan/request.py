@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.layout import Layout
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Recipe
@@ -80,6 +81,7 @@ class FitRequest:
     memory_gb: float = 2.0
     micro_batch: int = 1
     has_auto_micro_batch: bool = True  # whether it follows from sizes and memory
+    arithmetic: Arithmetic = PLAIN  # in which rows are made
     forward_flops: float = 0.0  # of one example
     coverage: Coverage | None = None  # of the tape's rules
     device: str | None = None  # that workers put the network on; never part of a key
@@ -102,6 +104,7 @@ class FitRequest:
             state_bytes=self.state_bytes,
             memory_gb=self.memory_gb,
             micro_batch=self.micro_batch,
+            arithmetic=self.arithmetic,
             device=self.device,
             inputs=inputs,
         )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from afterfit.algebra import full_batch
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.data.examples import IdentifiedExamples
 from afterfit.data.indexed import IndexedExamples
 from afterfit.data.settings import DataSettings
@@ -104,6 +105,7 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
             link=config.prediction.link,
             num_draws=config.prediction.num_draws,
             memory_gb=config.memory_gb,
+            arithmetic=config.rows,
         ),
         network,
         examples,
@@ -128,6 +130,7 @@ def request_from_objects(
     micro_batch: int | str = "auto",
     num_shards: int | str = "auto",
     tile_weights: int | None = None,
+    arithmetic: Arithmetic = PLAIN,
 ) -> FitRequest:
     """A request from a module and data sets in memory; workers are sent both."""
     _check_exact(method, likelihood)
@@ -149,6 +152,7 @@ def request_from_objects(
             in_distribution=in_distribution,
             out_of_distribution=out_of_distribution,
             memory_gb=memory_gb,
+            arithmetic=arithmetic,
         ),
         view,
         examples,
@@ -175,7 +179,8 @@ def _measured(
 ) -> FitRequest:
     """With outputs and FLOPs counted on first examples, every label checked, and shards laid out."""
     outputs, flops = count_first(network, examples["train"], "train")
-    coverage = TapeBackend(network).coverage(full_batch(examples["train"], [0]))
+    backend = TapeBackend(network, request.memory_gb, request.arithmetic)
+    coverage = backend.coverage(full_batch(examples["train"], [0]))
     is_auto = micro == "auto"
     sized = replace(request, num_outputs=outputs, forward_flops=flops, coverage=coverage, has_auto_micro_batch=is_auto)
     sized = sized.with_memory(request.memory_gb) if is_auto else replace(sized, micro_batch=int(micro))

@@ -90,7 +90,8 @@ class _Collect:
 
     @cached_property
     def backend(self) -> RowBackend:
-        return row_backend(self.task.bench.network, self.task.bench.memory_gb)
+        bench = self.task.bench
+        return row_backend(bench.network, bench.memory_gb, bench.arithmetic)
 
     def init(self) -> State:
         return {}

@@ -13,6 +13,7 @@ from afterfit.rows.counts import Counts
 
 if TYPE_CHECKING:
     from afterfit.network.functional import Network
+    from afterfit.rows.mixed import Passes
     from afterfit.rows.recording import Recording
     from afterfit.rows.tape_rows import TapeRows
 
@@ -70,17 +71,18 @@ def coverage_of(network: Network, recording: Recording, num_examples: int) -> Co
     )
 
 
-def wrong_blocks(network: Network, rows: TapeRows, expected: Mapping[str, Tensor]) -> dict[str, str]:
+def wrong_blocks(passes: Passes, rows: TapeRows, expected: Mapping[str, Tensor]) -> dict[str, str]:
     """Blocks whose first example's row is not what plain reverse mode gives for that example alone.
 
     The tape takes the first dimension of what layers are given to be examples. A network that moves them elsewhere,
     mixes them, overwrites what a layer was given, or uses weights where no mode sees it, is found out here.
 
     Args:
-        network: whose rows they are.
+        passes: of the network whose rows they are.
         rows: with one cotangent.
         expected: block -> gradient; a block that is not there has none.
     """
+    network = passes.network
     errors = dict.fromkeys(network.weights, 0.0)
     norms = dict.fromkeys(network.weights, 0.0)
     whole = network.layout.filled(expected, rows.outputs_BC.device)
@@ -93,7 +95,7 @@ def wrong_blocks(network: Network, rows: TapeRows, expected: Mapping[str, Tensor
             norms[piece.block] += float(right_P[place].square().sum())
             start += piece.size
     largest = sum(norms.values()) ** 0.5
-    allowed, rounding = TOLERANCE.get(network.dtype, 0.1), ROUNDING.get(network.dtype, 1e-2)
+    allowed, rounding = TOLERANCE.get(passes.dtype, 0.1), ROUNDING.get(passes.dtype, 1e-2)
     return {
         block: "its rows differ from those of reverse mode"
         for block, error in errors.items()

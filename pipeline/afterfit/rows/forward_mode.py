@@ -9,22 +9,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from afterfit.network.functional import Network
 from afterfit.precision import CORE
 from afterfit.resources import is_out_of_memory
+from afterfit.rows.mixed import Passes
 
 AGREEMENT = {torch.float64: 1e-3, torch.float32: 1e-2}
 """Of a product with signs, relative to its standard deviation over signs."""
 
 
-def has_forward_mode(network: Network) -> bool:
+def has_forward_mode(passes: Passes) -> bool:
     """Whether forward mode gives the same as reverse mode. It cannot reach weights that are away.
 
-    It is not taken for the logits of all tokens either: it would hold them several times over, and in float64.
+    It is not taken for the logits of all tokens either: it would hold them several times over, and in float64. Nor in
+    mixed precision: autocast converts weights and leaves their tangents, which a convolution on a CPU does not take.
 
     An embedding that keeps a padding row has no gradient there in reverse mode, but has one in forward mode. Rows
     are what reverse mode gives, which is also what training saw.
     """
+    network = passes.network
     embeddings = (part for part in network.module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
-    is_small = network.output != "tokens"
-    return is_small and not network.away and all(part.padding_idx is None for part in embeddings)
+    is_taken = network.output != "tokens" and not passes.autocast and not network.away
+    return is_taken and all(part.padding_idx is None for part in embeddings)
 
 
 def forward_mode_agrees(

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.layout import Tile
 from afterfit.network.functional import Network
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows.forward_mode import has_forward_mode, push_forward
+from afterfit.rows.mixed import Passes, lowered
 from afterfit.rows.protocol import Cotangents
 
 ROWS_SHARE = 0.5
@@ -27,20 +29,20 @@ PASS_SHARE = 0.25
 class FunctionalBackend:
     """Rows by reverse mode; products by forward mode where it agrees and columns are few."""
 
-    def __init__(self, network: Network, memory_gb: float = 2.0):
-        self.network = network
+    def __init__(self, network: Network, memory_gb: float = 2.0, arithmetic: Arithmetic = PLAIN):
+        self.passes = Passes(network, arithmetic)
         self.budget = ROWS_SHARE * memory_gb * GB
-        self.forward_mode = has_forward_mode(network)
+        self.forward_mode = has_forward_mode(self.passes)
 
     def rows(self, batch: Batch, cotangents: Cotangents) -> "FunctionalRows":
         """The rows of a micro-batch, computed when a verb asks for them."""
         with torch.no_grad():
-            outputs_BC = self.network(batch.inputs)
+            outputs_BC = self.passes.forward(batch.inputs)
         return self.rows_at(batch, outputs_BC, cotangents(outputs_BC))
 
     def rows_at(self, batch: Batch, outputs_BC: Tensor, cotangents_BSC: Tensor) -> "FunctionalRows":
         """The same, where the outputs are known already."""
-        return FunctionalRows(self.network, batch, outputs_BC, cotangents_BSC, self.budget, self.forward_mode)
+        return FunctionalRows(self.passes, batch, outputs_BC, cotangents_BSC, self.budget, self.forward_mode)
 
 
 class FunctionalRows:
@@ -51,14 +53,15 @@ class FunctionalRows:
 
     def __init__(
         self,
-        network: Network,
+        passes: Passes,
         batch: Batch,
         outputs_BC: Tensor,
         cotangents_BSC: Tensor,
         budget: float,
         forward_mode: bool,
     ):
-        self.network = network
+        self.passes = passes
+        self.network = network = passes.network
         self.batch = batch
         self.outputs_BC = outputs_BC
         self.cotangents_BSC = cotangents_BSC
@@ -132,12 +135,17 @@ class FunctionalRows:
         for b in range(len(self.batch)):
             example = {key: value[b : b + 1] for key, value in self.batch.inputs.items()}
             with torch.enable_grad():
-                output_1C = network(example, leaves)
-            cotangents_S1C = self.cotangents_BSC[b, :, None].to(output_1C)
+                output_1C = self.passes.forward(example, leaves)
+            raised_SC, exponents_S = self.passes.raised(self.cotangents_BSC[b].to(output_1C))
             for first in range(0, self.num_cotangents, at_once):
                 part = slice(first, min(first + at_once, self.num_cotangents))
                 keep_graph = part.stop < self.num_cotangents
-                of_block = _gradients(output_1C, cotangents_S1C[part], leaves, keep_graph=keep_graph)
+                of_block = _gradients(output_1C, raised_SC[part, None], leaves, keep_graph=keep_graph)
+                if exponents_S is not None:
+                    of_block = {
+                        name: None if found is None else lowered(found, exponents_S[part])
+                        for name, found in of_block.items()
+                    }
                 for tile in tiles:
                     _cut(of_block, tile, rows[tile.name][b, part])
         self._explicit = rows

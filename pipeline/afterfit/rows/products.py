@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from afterfit.algebra import Batch
+from afterfit.arithmetic import Arithmetic
 from afterfit.errors import ConfigError
 from afterfit.layout import Layout
 from afterfit.network.functional import Network, OutputRule
@@ -33,6 +34,8 @@ def ggn_times(
     weights: str | Sequence[str] = "*",
     output: OutputRule = "auto",
     memory_gb: float = 2.0,
+    autocast: str | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """G V, (P, k), for the GGN summed over all examples.
 
@@ -46,6 +49,8 @@ def ggn_times(
         weights: globs that choose weights by name.
         output: how outputs become (B, C); `auto` as the likelihood needs them.
         memory_gb: budget of what is explicit at once.
+        autocast: "bfloat16" or "float16" for passes in mixed precision, as `torch.autocast` makes them.
+        compiled: whether `torch.compile` makes the products with rows.
 
     Cost: a forward and S backward passes for S cotangents (C - 1 of a categorical likelihood), then 4 P S k
     multiplications and additions an example, whatever the number of positions.
@@ -55,7 +60,8 @@ def ggn_times(
     _check_length(network.layout, columns_Pk)
     columns = _tiles(network.layout, columns_Pk)
     total = {name: torch.zeros_like(tile, dtype=state_dtype(network.dtype)) for name, tile in columns.items()}
-    for rows in _rows(network, batches, meaning, num_samples, seed, memory_gb):
+    backend = TapeBackend(network, memory_gb, Arithmetic.of(autocast, compiled))
+    for rows in _rows(backend, batches, meaning, num_samples, seed):
         rows.transpose_times(rows.times(columns), total)
     return torch.cat(list(total.values()))
 
@@ -70,6 +76,8 @@ def ggn_diagonal(
     weights: str | Sequence[str] = "*",
     output: OutputRule = "auto",
     memory_gb: float = 2.0,
+    autocast: str | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """The diagonal of the GGN summed over all examples, (P,). Arguments as of `ggn_times`.
 
@@ -79,7 +87,8 @@ def ggn_diagonal(
     network = Network(module, weights, output=_output_rule(meaning, output))
     dtype = state_dtype(network.dtype)
     total = {tile.name: torch.zeros(tile.size, dtype=dtype, device=network.device) for tile in network.layout}
-    for rows in _rows(network, batches, meaning, num_samples, seed, memory_gb):
+    backend = TapeBackend(network, memory_gb, Arithmetic.of(autocast, compiled))
+    for rows in _rows(backend, batches, meaning, num_samples, seed):
         rows.squares(total)
     return torch.cat(list(total.values()))
 
@@ -92,8 +101,12 @@ def ntk(
     weights: str | Sequence[str] = "*",
     output: OutputRule = "auto",
     memory_gb: float = 2.0,
+    autocast: str | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """The neural tangent kernel J(x) J(x')^T, (B C, B' C) in float64, of all outputs; of the inputs with themselves.
+
+    Arguments as of `ggn_times`.
 
     Cost: a forward and C backward passes over both for each group of weights whose rows fit the memory, and
     2 B B' C^2 P.
@@ -104,7 +117,7 @@ def ntk(
             "`last_token`."
         )
     network = Network(module, weights, output=output)
-    backend = TapeBackend(network, memory_gb)
+    backend = TapeBackend(network, memory_gb, Arithmetic.of(autocast, compiled))
     left = backend.rows(_batch(inputs, 0), unit_cotangents)
     right = left if others is None else backend.rows(_batch(others, 0), unit_cotangents)
     num_left, num_right = (len(rows.outputs_BC) * rows.num_cotangents for rows in (left, right))
@@ -137,14 +150,13 @@ def _output_rule(meaning: Likelihood, output: OutputRule) -> OutputRule:
 
 
 def _rows(
-    network: Network,
+    backend: TapeBackend,
     batches: Iterable[Inputs],
     meaning: Likelihood,
     num_samples: int | None,
     seed: int,
-    memory_gb: float,
 ) -> Iterable[Rows]:
-    backend, first = TapeBackend(network, memory_gb), 0
+    first = 0
     for inputs in batches:
         batch = _batch(inputs, first)
         here = meaning

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.network.functional import Network
 from afterfit.rows.coverage import Coverage, coverage_of, wrong_blocks
 from afterfit.rows.forward_mode import forward_mode_agrees, has_forward_mode
+from afterfit.rows.mixed import Passes
 from afterfit.rows.protocol import Cotangents
 from afterfit.rows.recording import Recording
 from afterfit.rows.tape_rows import TapeRows
@@ -24,10 +26,12 @@ from afterfit.rows.tape_rows import TapeRows
 class TapeBackend:
     """Rows of one network. What has no rule is computed by reverse mode over the weights, and is told."""
 
-    def __init__(self, network: Network, memory_gb: float = 2.0):
+    def __init__(self, network: Network, memory_gb: float = 2.0, arithmetic: Arithmetic = PLAIN):
         self.network = network
+        self.arithmetic = arithmetic
+        self.passes = Passes(network, arithmetic)
         self.memory_gb = memory_gb
-        self._forward_mode = None if has_forward_mode(network) else False  # None: not tried yet
+        self._forward_mode = None if has_forward_mode(self.passes) else False  # None: not tried yet
         here = {name: weight for name, weight in network.weights.items() if name not in network.away}
         self._leaves = {name: weight.detach().requires_grad_() for name, weight in here.items()}
         self.wrong: dict[Hashable, dict[str, str]] = {}  # for each kind of micro-batch, what the tape must not make
@@ -51,7 +55,7 @@ class TapeBackend:
             mixed_B1C = _mixed(outputs_BC).expand(num_examples, 1, num_outputs)
             checked = TapeRows(self, batch, recording, outputs_BC, mixed_B1C)
             *_, right = self._first_alone(batch)
-            self.wrong[kind] = wrong_blocks(self.network, checked, right)
+            self.wrong[kind] = wrong_blocks(self.passes, checked, right)
         return self.wrong[kind]
 
     def has_forward_mode(self, batch: Batch) -> bool:
@@ -78,7 +82,7 @@ class TapeBackend:
         recording = Recording(self._leaves, len(batch), network.module, network.away)
         with torch.enable_grad(), recording.watching(), recording:
             recording.mark(batch.inputs)
-            outputs_BC = network(batch.inputs, self._leaves)
+            outputs_BC = self.passes.forward(batch.inputs, self._leaves)
         return recording, outputs_BC
 
     def borrow(self, owner: object, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -17,6 +17,7 @@ from afterfit.resources import GB
 from afterfit.rows.counts import Counts, by_columns, by_rows
 from afterfit.rows.forward_mode import push_forward
 from afterfit.rows.functional import FunctionalBackend, FunctionalRows
+from afterfit.rows.mixed import lowered
 from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 from afterfit.rows.recording import Recording
 from afterfit.rows.uses.lookup import Lookup
@@ -161,7 +162,9 @@ class TapeRows:
         wanted = set(layout.blocks_of(chosen))
         mixed_BCk = self.cotangents_BSC.to(self.dtype).mT @ weights_BSk.to(root_BC.device, self.dtype)
         for column, mixed_BC in enumerate(mixed_BCk.to(root_BC.dtype).unbind(2)):
-            found = self._recording.to_weights(root_BC, mixed_BC, wanted)
+            raised_1X, exponent_1 = self.backend.passes.raised(mixed_BC.reshape(1, -1))
+            found = self._recording.to_weights(root_BC, raised_1X.view_as(mixed_BC), wanted)
+            found = {block: lowered(gradient, exponent_1) for block, gradient in found.items()}
             gradients = layout.filled(found, root_BC.device)
             for tile in chosen:
                 target = into[tile.name]
@@ -325,10 +328,12 @@ class TapeRows:
         outputs_BC, edges = self._root_BC, self._recording.edges
         if not outputs_BC.requires_grad or not edges:
             return []
-        return [
-            self._recording.gradients(outputs_BC, edges, cotangents_BC)
-            for cotangents_BC in self.cotangents_BSC.to(outputs_BC).unbind(1)
-        ]
+        made: list[Sequence[Tensor | None]] = []
+        for cotangents_BC in self.cotangents_BSC.to(outputs_BC).unbind(1):
+            raised_BC, exponents_B = self.backend.passes.raised(cotangents_BC)
+            found = self._recording.gradients(outputs_BC, edges, raised_BC)
+            made.append([None if gradient is None else lowered(gradient, exponents_B) for gradient in found])
+        return made
 
     def _by_reverse_mode(self, piece: Slice) -> Tensor:
         """Rows of a block that has no rule."""
@@ -348,5 +353,5 @@ class TapeRows:
 
     @cached_property
     def _reverse(self) -> FunctionalRows:
-        backend = FunctionalBackend(self.backend.network, self.backend.memory_gb)
+        backend = FunctionalBackend(self.backend.network, self.backend.memory_gb, self.backend.arithmetic)
         return backend.rows_at(self.batch, self.outputs_BC, self.cotangents_BSC)

@@ -175,3 +175,11 @@ def test_a_missing_file_is_named(tmp_path):
 def test_reading_a_configuration_imports_no_torch():
     code = "import sys, afterfit.plan.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_arithmetic_of_rows_is_plain_unless_it_is_set():
+    assert parse_config(GOOD).rows.changed == {}
+    assert parse_config(GOOD, ["rows.autocast=bfloat16"]).rows.changed == {"autocast": "bfloat16"}
+    assert parse_config(GOOD, ["rows.compiled=true"]).rows.changed == {"compiled": True}
+    assert "did you mean 'autocast'?" in mistake(GOOD, "rows.autocst=bfloat16")
+    assert "rows.autocast: input should be 'bfloat16' or 'float16'" in mistake(GOOD, "rows.autocast=float8")

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from afterfit.algebra import Batch
+from afterfit.arithmetic import PLAIN
 from afterfit.errors import ConfigError, NetworkError
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Categorical
@@ -15,6 +16,7 @@ from afterfit.network.tokens import TokenCategorical
 from afterfit.rows import ggn_diagonal, ggn_times, ntk
 from afterfit.rows.forward_mode import has_forward_mode
 from afterfit.rows.functional import FunctionalBackend
+from afterfit.rows.mixed import Passes
 from afterfit.rows.tape import TapeBackend
 from afterfit.seeds import Seed
 from cases import TILE_WEIGHTS, assert_near, case_named, dense_jacobian, dense_outputs
@@ -174,8 +176,8 @@ def test_a_product_holds_two_buffers_of_the_logits_size_with_one_column_or_sever
         assert live.most == 2
         assert live.peak < 2.75 * logits_bytes
     # Forward mode would hold them eight times over; what `torch.func` holds is not counted above.
-    assert not has_forward_mode(Network(module, output="tokens"))
-    assert has_forward_mode(Network(module, output="last_token"))
+    assert not has_forward_mode(Passes(Network(module, output="tokens"), PLAIN))
+    assert has_forward_mode(Passes(Network(module, output="last_token"), PLAIN))
 
 
 def test_exact_cotangents_are_refused_before_any_work():
