@@ -20,7 +20,7 @@ class Arithmetic(Frozen):
 
     compiled: bool = False
     """Whether `torch.compile` makes the products with rows. It needs a C++ compiler, and seconds for each kind of
-    product on each worker."""
+    product on each worker; on a CPU it gained nothing where it was measured."""
 
     @classmethod
     def of(cls, autocast: str | None, compiled: bool) -> Self:

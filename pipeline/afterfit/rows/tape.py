@@ -15,6 +15,7 @@ from torch import Tensor
 from afterfit.algebra import Batch
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.network.functional import Network
+from afterfit.rows.contractions import contractions
 from afterfit.rows.coverage import Coverage, coverage_of, wrong_blocks
 from afterfit.rows.forward_mode import forward_mode_agrees, has_forward_mode
 from afterfit.rows.mixed import Passes
@@ -30,6 +31,7 @@ class TapeBackend:
         self.network = network
         self.arithmetic = arithmetic
         self.passes = Passes(network, arithmetic)
+        self.contractions = contractions(compiled=arithmetic.compiled)
         self.memory_gb = memory_gb
         self._forward_mode = None if has_forward_mode(self.passes) else False  # None: not tried yet
         here = {name: weight for name, weight in network.weights.items() if name not in network.away}

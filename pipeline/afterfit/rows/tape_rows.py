@@ -65,6 +65,7 @@ class TapeRows:
         self.num_cotangents = cotangents_BSC.shape[1]
         self.dtype = state_dtype(backend.network.dtype)
         self.layout = backend.network.layout
+        self._contract = backend.contractions
         self._recording = recording
         self._root_BC = outputs_BC  # with its graph
         self._operands: dict[Use, Any] = {}
@@ -184,7 +185,8 @@ class TapeRows:
                     product = use.direct_times(self._at(use), piece.start, piece.stop, columns_pk)
                     total += product.to(total.device)
                 for cut in self._cut(piece) if made else ():
-                    total += (self._explicit(cut, made) @ columns_pk[cut.within(piece)]).to(total.device)
+                    rows_Rp = self._explicit(cut, made).flatten(0, 1)
+                    self._contract.times(rows_Rp, columns_pk[cut.within(piece)], total.view(-1, size[2]))
         return total.transpose(0, 1)
 
     def _transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
@@ -197,7 +199,7 @@ class TapeRows:
                 use.direct_transpose(self._at(use), piece.start, piece.stop, weights, into_pk)
             for cut in self._cut(piece) if made else ():
                 rows_Rp, target = self._explicit(cut, made).flatten(0, 1), into_pk[cut.within(piece)]
-                torch.addmm(target, rows_Rp.T, weights.flatten(0, 1), out=target)
+                self._contract.transpose_times(rows_Rp, weights.flatten(0, 1), target)
 
     def _squares(self, into: Mapping[str, Tensor]) -> None:
         for piece, into_p in self._pieces_of(into):
@@ -206,7 +208,7 @@ class TapeRows:
                 uses[0].direct_squares(self._at(uses[0]), piece.start, piece.stop, into_p)
                 continue
             for cut in self._cut(piece) if uses else ():
-                into_p[cut.within(piece)] += self._explicit(cut, uses).flatten(0, 1).square().sum(dim=0)
+                self._contract.squares(self._explicit(cut, uses).flatten(0, 1), into_p[cut.within(piece)])
 
     def _pieces_of(self, into: Mapping[str, Tensor]) -> Iterator[tuple[Slice, Tensor]]:
         """Pieces with what to add to, in the layout's order: on the device of their rows, then moved."""

@@ -1,0 +1,99 @@
+"""What is done to explicit rows, slice by slice; compiled where a recipe asks for it, never because it was quicker."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from afterfit.errors import ConfigError
+
+
+class Contractions(Protocol):
+    """Of rows (X, p) of one slice. Each adds to what it is given."""
+
+    def times(self, rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
+        """Adds R V, whatever dtype the sum has."""
+        ...
+
+    def transpose_times(self, rows_Xp: Tensor, weights_Xk: Tensor, into_pk: Tensor) -> None:
+        """Adds R^T W."""
+        ...
+
+    def squares(self, rows_Xp: Tensor, into_p: Tensor) -> None:
+        """Adds the sum of R*R."""
+        ...
+
+
+class Eager:
+    """One operation of torch after another."""
+
+    def times(self, rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
+        """Adds R V."""
+        into_Xk += (rows_Xp @ columns_pk).to(into_Xk.device)
+
+    def transpose_times(self, rows_Xp: Tensor, weights_Xk: Tensor, into_pk: Tensor) -> None:
+        """Adds R^T W."""
+        torch.addmm(into_pk, rows_Xp.T, weights_Xk, out=into_pk)
+
+    def squares(self, rows_Xp: Tensor, into_p: Tensor) -> None:
+        """Adds the sum of R*R."""
+        into_p += rows_Xp.square().sum(dim=0)
+
+
+class Compiled(Eager):
+    """Made by `torch.compile` with free sizes: one graph for all layers, beside those for sizes of one.
+
+    R^T W stays as it is: one library call that adds in place, of which a compiled one would make two.
+
+    Raises:
+        ConfigError: if the machine has no C++ compiler.
+    """
+
+    def __init__(self) -> None:
+        _check_compiler()
+
+    def times(self, rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
+        """Adds R V."""
+        if into_Xk.device == rows_Xp.device:
+            _compiled(_times)(rows_Xp, columns_pk, into_Xk)
+        else:
+            super().times(rows_Xp, columns_pk, into_Xk)
+
+    def squares(self, rows_Xp: Tensor, into_p: Tensor) -> None:
+        """Adds the sum of R*R, in one reading of the rows."""
+        _compiled(_squares)(rows_Xp, into_p)
+
+
+def contractions(*, compiled: bool) -> Contractions:
+    """Those that a recipe asks for."""
+    return Compiled() if compiled else Eager()
+
+
+def _times(rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
+    into_Xk += rows_Xp @ columns_pk
+
+
+def _squares(rows_Xp: Tensor, into_p: Tensor) -> None:
+    into_p += rows_Xp.square().sum(dim=0)
+
+
+@cache
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Once a process, for all networks."""
+    return torch.compile(function, dynamic=True)
+
+
+@cache
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "Compiled products with rows need a C++ compiler, and this machine has none; install g++, name another by "
+            "the environment variable CXX, or remove `rows.compiled`."
+        ) from error
