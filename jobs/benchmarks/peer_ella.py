@@ -68,6 +68,7 @@ def side(name: str, tensors_path: str) -> None:
     import resource
 
     import torch
+    import torch._dynamo  # counting operations imports it, where something else has not
 
     torch.set_num_threads(1)
     tensors = torch.load(tensors_path, weights_only=True)

@@ -156,7 +156,7 @@ class NtkGram:
     and P M^2 multiplications.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     verb: ClassVar[str] = "reduce"
 
     def units(self, outline: Outline) -> Sequence[Unit]:
@@ -243,7 +243,7 @@ class NtkBasis:
     Cost: one more forward and backward pass over the landmarks for each group of tiles.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     verb: ClassVar[str] = "map"
 
     num_features: int

@@ -91,7 +91,7 @@ class GgnSketch:
     Cost: for each group one pass of rows over the data and 4 R P S multiplications for R rows.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     verb: ClassVar[str] = "reduce"
 
     num_probes: int

@@ -28,7 +28,7 @@ class SubspaceCurvature:
     Cost: one pass of rows over the data. Holds K^2 numbers for each chunk.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     verb: ClassVar[str] = "map"
 
     likelihood: Likelihood

@@ -41,7 +41,7 @@ class OutputFeatures:
     if asked for. Cost: one pass of rows over the data; K C numbers stored for each example.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     verb: ClassVar[str] = "map"
 
     role: str

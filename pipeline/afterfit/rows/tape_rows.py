@@ -21,7 +21,7 @@ from afterfit.rows.mixed import lowered
 from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 from afterfit.rows.recording import Recording
 from afterfit.rows.uses.lookup import Lookup
-from afterfit.rows.uses.use import Use
+from afterfit.rows.uses.use import Gradients, Use
 
 if TYPE_CHECKING:
     from afterfit.rows.tape import TapeBackend
@@ -150,7 +150,7 @@ class TapeRows:
     def _goes_by_columns(self, num_columns: int) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""
         counts, passed = self._recording.counts, self._recording.passed / len(self.batch)
-        has_gradients = "_gradients" in self.__dict__
+        has_gradients = "_met" in self.__dict__
         rows = by_rows(
             counts, passed, self.num_cotangents, num_columns, has_gradients=has_gradients, are_kept=bool(self._kept)
         )
@@ -232,8 +232,8 @@ class TapeRows:
     @property
     def _devices(self) -> set[torch.device]:
         """All of these."""
-        gradients = self._gradients[0] if self._gradients else []
-        return {self.outputs_BC.device, *(found.device for found in gradients if found is not None)}
+        gradients = (found for uses in self._met.values() for found in uses.values())
+        return {self.outputs_BC.device, *(found[0].device for found in gradients)}
 
     def _slices(self, tile: Tile) -> Iterator[Slice]:
         """All that is explicit at once, one after another."""
@@ -261,8 +261,7 @@ class TapeRows:
         """Those of its block; none where the outputs do not depend on it."""
         if piece.block in self._recording.without_rule:
             return [_BY_REVERSE_MODE]
-        uses = self._recording.uses.get(piece.block, [])
-        return [use for use in uses if self._reaches(use)]
+        return list(self._met.get(piece.block, ()))
 
     def _split(self, piece: Slice, num_columns: int) -> tuple[Sequence[Use], Sequence[Use]]:
         """Uses whose rows are made, and uses that are contracted without."""
@@ -312,30 +311,32 @@ class TapeRows:
             self._operands[use] = use.operand(self.dtype, self.num_cotangents)
         return self._operands[use]
 
-    def _at(self, use: Use) -> Sequence[Tensor]:
+    def _at(self, use: Use) -> Gradients:
         """For each cotangent, the gradient at the use's output."""
-        found = [gradients[use.edge] for gradients in self._gradients]
-        return [gradient for gradient in found if gradient is not None]
-
-    def _reaches(self, use: Use) -> bool:
-        """Whether the outputs depend on the use."""
-        return bool(self._gradients) and self._gradients[0][use.edge] is not None
+        return self._met[use.block][use]
 
     @cached_property
-    def _gradients(self) -> Sequence[Sequence[Tensor | None]]:
-        """One backward pass for each cotangent, to the outputs of the layers and no further.
+    def _met(self) -> dict[str, dict[Use, Gradients]]:
+        """Block -> its uses on which the outputs depend, each with the gradients at its output.
 
-        One after another: batched by `vmap` they take as long on a CPU, and not everything can be batched.
+        One backward pass for each cotangent, to the outputs of the layers and no further; one after another: batched
+        by `vmap` they take as long on a CPU, and not everything can be batched.
         """
         outputs_BC, edges = self._root_BC, self._recording.edges
         if not outputs_BC.requires_grad or not edges:
-            return []
+            return {}
         made: list[Sequence[Tensor | None]] = []
         for cotangents_BC in self.cotangents_BSC.to(outputs_BC).unbind(1):
             raised_BC, exponents_B = self.backend.passes.raised(cotangents_BC)
             found = self._recording.gradients(outputs_BC, edges, raised_BC)
             made.append([None if gradient is None else lowered(gradient, exponents_B) for gradient in found])
-        return made
+        met: dict[str, dict[Use, Gradients]] = {}
+        for block, uses in self._recording.uses.items():
+            for use in uses:
+                if found := [gradient for gradients in made if (gradient := gradients[use.edge]) is not None]:
+                    narrowed, gradients = use.narrowed(found)
+                    met.setdefault(block, {})[narrowed] = gradients
+        return met
 
     def _by_reverse_mode(self, piece: Slice) -> Tensor:
         """Rows of a block that has no rule."""

@@ -7,6 +7,7 @@ from afterfit.network.functional import Network
 from afterfit.rows.functional import FunctionalBackend
 from afterfit.rows.protocol import unit_cotangents
 from afterfit.rows.tape import TapeBackend
+from afterfit.rows.uses.outer import Outer
 from cases import ATTENTION_CASES, NETWORK_CASES, assert_near, case_named, dense_jacobian
 from row_checks import (
     assert_every_verb_is_dense,
@@ -113,3 +114,14 @@ def test_rows_that_live_at_once_do_not_share_memory():
     assert torch.equal(made[0], made[2])
     reference = FunctionalBackend(network).rows(case.batches[0], unit_cotangents)
     assert_near(made[0], joined(squared(network.layout, reference)), case.rtol)
+
+
+@pytest.mark.parametrize("num_columns", [1, 40])
+def test_positions_on_which_no_output_depends_are_left_out(num_columns):
+    case = case_named("vit")  # its head reads the class token: above the last attention the others have no gradient
+    network, batch = case.network(), case.batches[0]
+    rows = TapeBackend(network).rows(batch, some_cotangents(3))
+    columns_Pk = numbers("columns", network.layout.num_weights, num_columns)
+    assert_near(rows.times(by_tile(network.layout, columns_Pk)), dense_rows(network, batch, rows) @ columns_Pk, 1e-10)
+    positions = [use.inputs.shape[1] for uses in rows._met.values() for use in uses if isinstance(use, Outer)]
+    assert min(positions) == 1 < max(positions)

@@ -1,7 +1,7 @@
 """Linear layers: rows are sums of outer products over the positions."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from afterfit.rows.uses.use import Gradients, Use, products
 
 DIRECT_BYTES = 1 << 25
 """What a direct product may hold at once beside its operands."""
+PROBED = 16
+"""Numbers of a gradient that show that a position has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +22,21 @@ class Outer(Use):
     inputs: Tensor  # (B, T, in)
     num_outputs: int
     transposed: bool = False
+
+    def narrowed(self, g_S: Gradients) -> tuple[Use, Gradients]:
+        """Without the positions on which no output depends: above the last attention, a classifier reads one token."""
+        num_examples, positions, _ = self.inputs.shape
+        g_SBTo = [g.reshape(num_examples, positions, -1) for g in g_S]
+        if _live(g_SBTo[0][..., :PROBED]).all():  # seen at once, as nearly always
+            return self, g_S
+        live_T = _live(g_SBTo[0])
+        for g_BTo in g_SBTo[1:]:
+            live_T |= _live(g_BTo)
+        live_T[0] |= not live_T.any()
+        chosen = live_T.nonzero()[:, 0]
+        if 2 * len(chosen) > positions:  # not worth a copy of the gradients
+            return self, g_S
+        return replace(self, inputs=self.inputs[:, chosen]), [g_BTo[:, chosen] for g_BTo in g_SBTo]
 
     def operand(self, dtype: torch.dtype, num_cotangents: int) -> Tensor:
         """The inputs a."""
@@ -80,3 +97,8 @@ class Outer(Use):
         each = num_positions * numbers_oik.shape[2] * numbers_oik.element_size()
         step = max(1, DIRECT_BYTES // each)
         return (slice(first, first + step) for first in range(0, len(numbers_oik), step))
+
+
+def _live(g_BTo: Tensor) -> Tensor:
+    """Positions (T,) with a gradient in some example."""
+    return (g_BTo != 0).any(dim=2).any(dim=0)

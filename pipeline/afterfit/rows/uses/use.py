@@ -25,6 +25,10 @@ class Use:
     block: str
     edge: int  # number of the place in the graph whose gradient is needed
 
+    def narrowed(self, g_S: Gradients) -> tuple["Use", Gradients]:
+        """The same with fewer positions, where the gradients of the others are zero."""
+        return self, g_S
+
     def operand(self, dtype: torch.dtype, num_cotangents: int) -> Any:
         """What all rows of the block have in common; made once for several slices."""
         return None
