@@ -44,6 +44,11 @@ def sketch(case: NetworkCase, network: Network, micro_batches: Sequence[Batch]) 
     return SketchSum(recipe, Bench(network), network.layout.tiles)
 
 
+def sampled_sketch(case: NetworkCase, network: Network, micro_batches: Sequence[Batch]) -> Accumulator:
+    recipe = GgnSketch(num_probes=5, seed=3, likelihood=case.likelihood, num_samples=2)
+    return SketchSum(recipe, Bench(network), network.layout.tiles)
+
+
 def sketch_of_some_tiles(case: NetworkCase, network: Network, micro_batches: Sequence[Batch]) -> Accumulator:
     recipe = GgnSketch(num_probes=5, seed=3, likelihood=case.likelihood)
     return SketchSum(recipe, Bench(network), network.layout.tiles[1:3])
@@ -86,6 +91,7 @@ class AccumulatorCase:
 
 ACCUMULATOR_CASES = (
     AccumulatorCase("ggn_sketch", sketch),
+    AccumulatorCase("sampled_ggn_sketch", sampled_sketch),
     AccumulatorCase("ggn_sketch_of_some_tiles", sketch_of_some_tiles),
     AccumulatorCase("subspace_curvature", subspace_curvature),
     AccumulatorCase("residuals", residuals, likelihoods=("gaussian",)),

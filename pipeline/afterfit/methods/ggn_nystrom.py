@@ -21,7 +21,7 @@ from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
-from afterfit.rows.protocol import RowBackend
+from afterfit.rows.protocol import Cotangents, RowBackend
 from afterfit.seeds import Seed, signs
 
 IMAGE_SHARE = 0.25
@@ -39,6 +39,9 @@ class GgnNystrom(Frozen):
     """S: random sign columns; the rank plus ten is usual."""
     rank: int | None = Field(None, gt=0)
     """R: eigenpairs kept, at most S; all that stand above rounding by default."""
+    num_samples: int | None = Field(None, gt=0)
+    """Monte Carlo cotangents for each example, drawn from its own predictions: an unbiased GGN at the cost of as many
+    backward passes, where exact ones take one for each output."""
     prior_precision: Positive | Literal["auto"] = "auto"
     """Inverse prior variance of the weights; `auto` chooses it as `tuning` says."""
     temperature: Positive | Literal["auto"] = 1.0
@@ -49,7 +52,7 @@ class GgnNystrom(Frozen):
     tuning: Literal["auto", "validation", "marginal_likelihood"] = "marginal_likelihood"
     """What chooses the other `auto`s: as in ELLA."""
     seed: int = 0
-    """Names the probes."""
+    """Names the probes and the samples."""
 
     def check(self, num_examples: int, num_outputs: int) -> None:
         """Any number of probes fits any data.
@@ -65,10 +68,9 @@ class GgnNystrom(Frozen):
 
     def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
         """The sketch, the Nystrom cores with the factor's eigenvalues, and its eigenvectors by tiles."""
+        sketch = GgnSketch(self.num_probes, self.seed, likelihood, self.num_samples)
         return {
-            "sketch": Declaration(
-                recipe=GgnSketch(self.num_probes, self.seed, likelihood), data=("train",), extended_by=SumOfTotals
-            ),
+            "sketch": Declaration(recipe=sketch, data=("train",), extended_by=SumOfTotals),
             "curvature": Declaration(
                 recipe=NystromCurvature(self.num_probes, self.seed, self.rank), inputs={"sketch": "sketch"}
             ),
@@ -88,7 +90,8 @@ class GgnSketch:
 
     Units are shards for each group of tiles whose images fit the memory. Leaves behind `image` by tiles (P_tile, S),
     `log_density` (1,) in nats and `count` (1,).
-    Cost: for each group one pass of rows over the data and 4 R P S multiplications for R rows.
+    Cost: for each group one pass of rows over the data and 4 R P S multiplications for R rows, N (C - 1) exact ones or
+    N `num_samples`. Source of the sampled ones: Kunstner, Balles, Hennig (2019), arXiv:1905.12558.
     """
 
     VERSION: ClassVar[int] = 3
@@ -97,6 +100,15 @@ class GgnSketch:
     num_probes: int
     seed: int
     likelihood: Likelihood
+    num_samples: int | None = None
+
+    def cotangents(self, batch: Batch) -> Cotangents:
+        """Exact, or drawn; an example's position names its draws, so that every group of tiles has the same."""
+        num = self.num_samples
+        if num is None:
+            return self.likelihood.root
+        place = Seed(self.seed, ("cotangents",))
+        return lambda outputs_BC: self.likelihood.sample_cotangents(outputs_BC, place, batch.indexes, num)
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Every shard for every group of tiles."""
@@ -168,7 +180,7 @@ class SketchSum:
 
     def accumulate(self, state: State, batch: Batch) -> State:
         """Add R^T (R Omega) of one micro-batch, in place."""
-        rows = self._backend.rows(batch, self.recipe.likelihood.root)
+        rows = self._backend.rows(batch, self.recipe.cotangents(batch))
         images = {tile.name: state[f"image/{tile.name}"] for tile in self.tiles}
         for part in rows.parts():
             part.transpose_times(part.times(self._probes), images)

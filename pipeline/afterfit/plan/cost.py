@@ -246,6 +246,7 @@ def _scores(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noq
 
 
 def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
+    sizes = replace(sizes, num_samples=recipe.num_samples)
     count, probes = sizes.num_examples("train"), recipe.num_probes
     groups = len({unit.tree for unit in units})
     image = probes * sizes.num_weights

@@ -27,6 +27,7 @@ class Sizes:
     num_landmarks: int  # M
     num_features: int  # K
     num_probes: int  # S
+    num_samples: int | None = None  # of cotangents, where a recipe draws them
     roles: Mapping[str, str] = field(default_factory=dict)  # of a stage that lets other data play a role
 
     @classmethod
@@ -56,6 +57,11 @@ class Sizes:
     def num_outputs(self) -> int:
         """C."""
         return self.request.num_outputs
+
+    @property
+    def num_cotangents(self) -> int:
+        """Of an example."""
+        return self.num_samples or self.num_outputs
 
     @property
     def memory_gb(self) -> float:
@@ -103,7 +109,7 @@ class Sizes:
     @property
     def _cotangents_at_once(self) -> int:
         given = {"row_bytes": self._row_bytes, "gradient_bytes": self._gradient_bytes}
-        return cotangents_at_once(self.micro_batch, self.num_outputs, self.memory_gb, **given)
+        return cotangents_at_once(self.micro_batch, self.num_cotangents, self.memory_gb, **given)
 
     @property
     def row_bytes(self) -> float:
@@ -138,7 +144,7 @@ class Sizes:
         others = max(self.forward(1) - 2 * passed, 0.0)
         if columns < rows:
             return examples * (2 * columns + 2 * num_columns * others)
-        return examples * (2 * rows + (0.0 if has_gradients else self.num_outputs * others))
+        return examples * (2 * rows + (0.0 if has_gradients else self.num_cotangents * others))
 
     def ways(self, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False) -> tuple[float, float]:
         """Multiplications of a product for one example, by rows and by columns; the tape takes the fewer."""
@@ -146,7 +152,7 @@ class Sizes:
         if coverage is None:
             return 0.0, 0.0
         has = {"has_gradients": has_gradients, "are_kept": are_kept}
-        rows = by_rows(coverage.counts, coverage.passed, self.num_outputs, num_columns, **has)
+        rows = by_rows(coverage.counts, coverage.passed, self.num_cotangents, num_columns, **has)
         return rows, by_columns(coverage.passed, num_columns)
 
 

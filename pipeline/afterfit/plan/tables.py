@@ -1,6 +1,7 @@
 """Tables that the command line prints about plans, stores and methods."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -60,12 +61,13 @@ def _total(prepared: Prepared) -> str:
 
 def _way(prepared: Prepared) -> str:
     """Which way products with the features or probes take, and what both would."""
-    sizes = Sizes.of(prepared.plan, prepared.request)
+    drawn = (getattr(stage.recipe, "num_samples", None) for stage in prepared.plan)
+    sizes = replace(Sizes.of(prepared.plan, prepared.request), num_samples=next(filter(None, drawn), None))
     num_columns = sizes.num_probes or sizes.num_features
     rows, columns = sizes.ways(num_columns)
     if not num_columns or rows == columns:
         return ""
-    backward, forward = f"{sizes.num_outputs} backward passes", f"{num_columns} passes forward or back"
+    backward, forward = f"{sizes.num_cotangents} backward passes", f"{num_columns} passes forward or back"
     ways = [(rows, f"by rows ({backward})"), (columns, f"by columns ({forward})")]
     (cheap, taken), (dear, other) = sorted(ways)
     told = f"Products with {num_columns} columns go {taken}: {amount(2 * cheap, 'FLOP')} an example"
