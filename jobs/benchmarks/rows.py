@@ -150,7 +150,8 @@ class Bench:
         self, backend: RowBackend, kind: str, columns: Mapping[str, Tensor], into: Mapping[str, Tensor]
     ) -> None:
         """R^T R V."""
-        for part in backend.rows(self.batch, self.cotangents(kind)).parts():
+        num_columns = next(iter(columns.values())).shape[1]
+        for part in backend.rows(self.batch, self.cotangents(kind)).parts(num_columns):
             part.transpose_times(part.times(columns), into)
 
     def step(self) -> None:

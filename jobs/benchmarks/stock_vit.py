@@ -28,7 +28,7 @@ from networks import vit
 from record import Target, open_record, show
 
 IMAGES, MICRO_BATCH = 512, 8
-MEMORY_GB = 1.0
+MEMORY_GB = 0.5
 TARGETS: Mapping[str, Target] = {
     "stock_vit_diag_cpu_s": ("<=", 100.0),
     "stock_vit_diag_mc1_cpu_s": ("<=", 20.0),

@@ -182,7 +182,7 @@ class SketchSum:
         """Add R^T (R Omega) of one micro-batch, in place."""
         rows = self._backend.rows(batch, self.recipe.cotangents(batch))
         images = {tile.name: state[f"image/{tile.name}"] for tile in self.tiles}
-        for part in rows.parts():
+        for part in rows.parts(self.recipe.num_probes):
             part.transpose_times(part.times(self._probes), images)
         if self._is_first:
             state["count/all"].add_(len(batch))

@@ -73,7 +73,7 @@ class FunctionalRows:
         self.groups = network.layout.groups(row_bytes, budget)
         self._explicit: dict[str, Tensor] = {}
 
-    def parts(self) -> Iterator["FunctionalRows"]:
+    def parts(self, num_columns: int) -> Iterator["FunctionalRows"]:
         """All rows at once: an example's passes are its own."""
         yield self
 

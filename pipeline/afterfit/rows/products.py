@@ -62,7 +62,8 @@ def ggn_times(
     total = {name: torch.zeros_like(tile, dtype=state_dtype(network.dtype)) for name, tile in columns.items()}
     backend = TapeBackend(network, memory_gb, Arithmetic.of(autocast, compiled))
     for rows in _rows(backend, batches, meaning, num_samples, seed):
-        rows.transpose_times(rows.times(columns), total)
+        for part in rows.parts(columns_Pk.shape[1]):
+            part.transpose_times(part.times(columns), total)
     return torch.cat(list(total.values()))
 
 
@@ -164,7 +165,7 @@ def _rows(
             batch = _with_labels(batch)
             here = meaning.on(batch)
         first += len(batch)
-        yield from backend.rows(batch, _cotangents(here, num_samples, seed, batch)).parts()
+        yield backend.rows(batch, _cotangents(here, num_samples, seed, batch))
 
 
 def _cotangents(likelihood: Likelihood, num_samples: int | None, seed: int, batch: Batch) -> Cotangents:

@@ -23,8 +23,8 @@ class Rows(Protocol):
     outputs_BC: Tensor
     num_cotangents: int  # S
 
-    def parts(self) -> Iterator["Rows"]:
-        """The same rows in runs of cotangents, each cheap to use twice; in the order of the cotangents.
+    def parts(self, num_columns: int) -> Iterator["Rows"]:
+        """The same rows in runs of cotangents, each cheap to multiply twice with k columns; in their order.
 
         A sum over rows, as R^T R V is, is best taken part by part: what one verb computed is at hand for the next.
         """

@@ -72,9 +72,12 @@ class TapeRows:
         self._buffers: dict[torch.device, Tensor] = {}
         self._kept: dict[int, tuple[Sequence[Use], Tensor]] = {}
 
-    def parts(self) -> Iterator[TapeRows]:
-        """Runs of cotangents that fit the memory at once, with the rows that several verbs share."""
-        return self._runs(keeps=True)
+    def parts(self, num_columns: int) -> Iterator[TapeRows]:
+        """Runs of cotangents that fit the memory at once, with the rows that several verbs share.
+
+        Passes for each column serve all cotangents, so then there is one run.
+        """
+        return iter((self,)) if self._goes_by_columns(num_columns) else self._runs(keeps=True)
 
     def _runs(self, *, keeps: bool = False) -> Iterator[TapeRows]:
         """The same; `keeps` says whether explicit rows are to stay. These rows themselves where all fit."""
