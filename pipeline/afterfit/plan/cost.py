@@ -250,10 +250,9 @@ def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     count, probes = sizes.num_examples("train"), recipe.num_probes
     groups = len({unit.tree for unit in units})
     image = probes * sizes.num_weights
-    back = sizes.transpose_times(count, probes)
     widest = max(_weights_of(unit, sizes) for unit in units)
     return Counted(
-        groups * sizes.times(count, probes) + back,
+        sizes.ggn_times(count, probes, groups),
         sizes.row_bytes + sizes.columns_bytes(probes) + widest * probes * sizes.state_bytes,
         float(image * sizes.state_bytes),
     )

@@ -74,7 +74,7 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
         roles[name] = settings
     method = method_named(config.method)
     likelihood = likelihood_named(config.likelihood.name, config.likelihood.noise_variance)
-    _check_exact(method, likelihood)
+    _check_exact(method, likelihood, config.network.output)
     examples = {role: opened_data(settings, store) for role, settings in roles.items()}
     network = load_network(config.network)
     if config.tile_weights is not None:
@@ -133,7 +133,7 @@ def request_from_objects(
     arithmetic: Arithmetic = PLAIN,
 ) -> FitRequest:
     """A request from a module and data sets in memory; workers are sent both."""
-    _check_exact(method, likelihood)
+    _check_exact(method, likelihood, output)
     view = Network(network, weights, output=output, tile_weights=tile_weights)  # type: ignore[arg-type]
     examples = {role: given if hasattr(given, "identity") else IndexedExamples(given) for role, given in data.items()}
     source = NetworkSource(
@@ -161,8 +161,13 @@ def request_from_objects(
     )
 
 
-def _check_exact(method: Method, likelihood: Likelihood) -> None:
-    """Every method sums exact curvature, and predicts a covariance between all outputs of an example."""
+def _check_exact(method: Method, likelihood: Likelihood, output: str) -> None:
+    """Every method predicts a covariance between all outputs of an example."""
+    if output == "tokens":
+        raise ConfigError(
+            f"The method {method.name} has no use for the logits of all tokens; set `output` to `last_token`, or call "
+            "`afterfit.rows.ggn_times`."
+        )
     if isinstance(likelihood, TokenCategorical):
         raise ConfigError(
             f"The method {method.name} needs exact cotangents, which the tokens likelihood does not have; fit the last "

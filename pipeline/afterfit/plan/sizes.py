@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import pyarrow as pa
 import torch
@@ -12,7 +13,7 @@ from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
-from afterfit.rows.counts import by_columns, by_rows
+from afterfit.rows.counts import both_ways, by_rows, pushed
 from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 
 
@@ -129,31 +130,39 @@ class Sizes:
 
     def times(self, examples: float, num_columns: int) -> float:
         """FLOPs of R V: a forward pass, and what the cheaper way of the tape takes."""
-        return self.forward(examples) + self._multiplied(examples, num_columns)
+        return self.forward(examples) + self._flops(examples, num_columns, *self.ways(num_columns))
 
-    def transpose_times(self, examples: float, num_columns: int) -> float:
-        """FLOPs of R^T W after R V, whose passes are made already."""
-        return self._multiplied(examples, num_columns, has_gradients=True, are_kept=self.keeps_rows)
+    def ggn_times(self, examples: float, num_columns: int, num_groups: int) -> float:
+        """FLOPs of R^T (R V), some tiles of it at a time: R V is made for each group."""
+        rows, columns = self.ggn_ways(num_columns)
+        once_rows, once_columns = self.ways(num_columns)
+        again = (num_groups - 1) * (once_columns if columns < rows else once_rows)
+        total = num_groups * self.forward(examples)
+        return total + self._flops(examples, num_columns, rows + again, columns + again, num_groups)
 
-    def _multiplied(
-        self, examples: float, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False
-    ) -> float:
-        rows, columns = self.ways(num_columns, has_gradients=has_gradients, are_kept=are_kept)
-        # What passes take beside these operations, recurrent layers say, is in the forward FLOPs only.
+    def _flops(self, examples: float, num_columns: int, rows: float, columns: float, num_groups: int = 1) -> float:
+        """Of the cheaper way; what passes take beside these operations is in the forward FLOPs only."""
         passed = self.request.coverage.passed if self.request.coverage else 0.0
         others = max(self.forward(1) - 2 * passed, 0.0)
-        if columns < rows:
-            return examples * (2 * columns + 2 * num_columns * others)
-        return examples * (2 * rows + (0.0 if has_gradients else self.num_cotangents * others))
+        passes = 2 * num_columns if columns < rows else self.num_cotangents
+        return examples * (2 * min(rows, columns) + num_groups * passes * others)
 
-    def ways(self, num_columns: int, *, has_gradients: bool = False, are_kept: bool = False) -> tuple[float, float]:
-        """Multiplications of a product for one example, by rows and by columns; the tape takes the fewer."""
+    def ways(self, num_columns: int) -> tuple[float, float]:
+        """Multiplications of R V for one example, by rows and by columns; the tape takes the fewer."""
         coverage = self.request.coverage
         if coverage is None:
             return 0.0, 0.0
-        has = {"has_gradients": has_gradients, "are_kept": are_kept}
-        rows = by_rows(coverage.counts, coverage.passed, self.num_cotangents, num_columns, **has)
-        return rows, by_columns(coverage.passed, num_columns)
+        rows = by_rows(coverage.counts, coverage.passed, self.num_cotangents, num_columns)
+        return rows, pushed(coverage.passed, num_columns) if coverage.has_forward_mode else inf
+
+    def ggn_ways(self, num_columns: int) -> tuple[float, float]:
+        """The same of R^T (R V)."""
+        coverage = self.request.coverage
+        if coverage is None:
+            return 0.0, 0.0
+        given = (coverage.counts, coverage.passed, self.num_cotangents, num_columns)
+        rows, columns = both_ways(*given, are_kept=self.keeps_rows)
+        return rows, columns if coverage.has_forward_mode else inf
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
+from math import inf
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -64,14 +65,14 @@ def _way(prepared: Prepared) -> str:
     drawn = (getattr(stage.recipe, "num_samples", None) for stage in prepared.plan)
     sizes = replace(Sizes.of(prepared.plan, prepared.request), num_samples=next(filter(None, drawn), None))
     num_columns = sizes.num_probes or sizes.num_features
-    rows, columns = sizes.ways(num_columns)
+    rows, columns = sizes.ggn_ways(num_columns) if sizes.num_probes else sizes.ways(num_columns)
     if not num_columns or rows == columns:
         return ""
-    backward, forward = f"{sizes.num_cotangents} backward passes", f"{num_columns} passes forward or back"
+    backward, forward = f"{sizes.num_cotangents} backward passes", f"a pass for each of {num_columns}"
     ways = [(rows, f"by rows ({backward})"), (columns, f"by columns ({forward})")]
     (cheap, taken), (dear, other) = sorted(ways)
     told = f"Products with {num_columns} columns go {taken}: {amount(2 * cheap, 'FLOP')} an example"
-    return f"{told}; {other} would take {amount(2 * dear, 'FLOP')}."
+    return f"{told}; {other} would take {amount(2 * dear, 'FLOP')}." if dear < inf else f"{told}."
 
 
 def _remaining(prepared: Prepared) -> str:

@@ -1,8 +1,9 @@
 """What is done to explicit rows, slice by slice; compiled where a recipe asks for it, never because it was quicker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Protocol
+from inspect import signature
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,27 +44,34 @@ class Eager:
 
 
 class Compiled(Eager):
-    """Made by `torch.compile` with free sizes: one graph for all layers, beside those for sizes of one.
+    """Made by `torch.compile`, once a process for each combination of sizes, about a second each.
 
-    R^T W stays as it is: one library call that adds in place, of which a compiled one would make two.
+    Free sizes would need fewer graphs, but what these do would depend on the sizes that came first, and so bits on
+    where a worker began. R^T W stays as it is: one library call that adds in place, of which a compiled one would make
+    two.
 
     Raises:
-        ConfigError: if the machine has no C++ compiler.
+        ConfigError: if the machine has no C++ compiler, or torch cannot keep graphs apart.
     """
 
     def __init__(self) -> None:
+        if "isolate_recompiles" not in signature(torch.compile).parameters:
+            raise ConfigError(
+                f"`rows.compiled` needs a newer torch than {torch.__version__}; install 2.13 or newer, or remove "
+                "`rows.compiled`."
+            )
         _check_compiler()
 
     def times(self, rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
         """Adds R V."""
         if into_Xk.device == rows_Xp.device:
-            _compiled(_times)(rows_Xp, columns_pk, into_Xk)
+            _run(_times, rows_Xp, columns_pk, into_Xk)
         else:
             super().times(rows_Xp, columns_pk, into_Xk)
 
     def squares(self, rows_Xp: Tensor, into_p: Tensor) -> None:
         """Adds the sum of R*R, in one reading of the rows."""
-        _compiled(_squares)(rows_Xp, into_p)
+        _run(_squares, rows_Xp, into_p)
 
 
 def contractions(*, compiled: bool) -> Contractions:
@@ -79,10 +87,16 @@ def _squares(rows_Xp: Tensor, into_p: Tensor) -> None:
     into_p += rows_Xp.square().sum(dim=0)
 
 
+def _run(function: Callable[..., None], *tensors: Tensor) -> None:
+    kinds = tuple((one.shape, one.stride(), one.dtype, one.device) for one in tensors)
+    _compiled(function, kinds)(*tensors)
+
+
 @cache
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Once a process, for all networks."""
-    return torch.compile(function, dynamic=True)
+def _compiled(function: Callable[..., None], kinds: Hashable) -> Callable[..., None]:  # noqa: ARG001
+    """For tensors of these kinds, in all networks."""
+    apart: Any = {"isolate_recompiles": True}  # not in torch's own types yet
+    return torch.compile(function, dynamic=False, fullgraph=True, **apart)
 
 
 @cache

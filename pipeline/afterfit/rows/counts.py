@@ -68,6 +68,20 @@ def by_rows(
     return passes + sum(each.contracted(num_cotangents, num_columns, are_kept=are_kept) for each in counts)
 
 
-def by_columns(passed: float, num_columns: int) -> float:
-    """Of the same, by one pass of a column's value and derivative, forward or back, for each."""
+def pushed(passed: float, num_columns: int) -> float:
+    """Of R V by forward mode: a pass for each column, of the value and its derivative through inputs and weights."""
+    return 3 * num_columns * passed
+
+
+def pulled(passed: float, num_columns: int) -> float:
+    """Of R^T W: a backward pass for each column, to the activations and to the weights."""
     return 2 * num_columns * passed
+
+
+def both_ways(
+    counts: Sequence[Counts], passed: float, num_cotangents: int, num_columns: int, *, are_kept: bool
+) -> tuple[float, float]:
+    """Of R^T R V, by rows and by columns; `are_kept` says whether rows stay for the second product."""
+    first = by_rows(counts, passed, num_cotangents, num_columns)
+    second = by_rows(counts, passed, num_cotangents, num_columns, has_gradients=True, are_kept=are_kept)
+    return first + second, pushed(passed, num_columns) + pulled(passed, num_columns)

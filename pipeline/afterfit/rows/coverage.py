@@ -33,7 +33,8 @@ class Coverage:
         weights_by_reverse_mode: their number.
         gradient_numbers: at the outputs of the layers, for one example and one cotangent.
         counts: what each use of a block costs for one example.
-        passed: multiplications with weights in the forward pass of one example.
+        passed: multiplications in the forward pass of one example.
+        has_forward_mode: whether products may go by forward mode, as far as can be said without trying.
     """
 
     num_weights: int
@@ -42,6 +43,7 @@ class Coverage:
     gradient_numbers: int
     counts: tuple[Counts, ...]
     passed: float
+    has_forward_mode: bool = True
 
     @property
     def fraction(self) -> float:
@@ -58,7 +60,7 @@ class Coverage:
         return f"{told}; by reverse mode, example by example: {named}{f' and {more} more' if more > 0 else ''}."
 
 
-def coverage_of(network: Network, recording: Recording, num_examples: int) -> Coverage:
+def coverage_of(network: Network, recording: Recording, num_examples: int, *, has_forward_mode: bool) -> Coverage:
     """The coverage after a pass over some examples."""
     sizes = {block.name: block.size for block in network.layout.blocks}
     return Coverage(
@@ -68,6 +70,7 @@ def coverage_of(network: Network, recording: Recording, num_examples: int) -> Co
         gradient_numbers=sum(recording.sizes) // num_examples,
         counts=recording.counts,
         passed=recording.passed / num_examples,
+        has_forward_mode=has_forward_mode,
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from afterfit.arithmetic import Arithmetic
-from afterfit.errors import ConfigError
+from afterfit.errors import ConfigError, NumericalError
 from afterfit.network.functional import Network
 from afterfit.precision import state_dtype
 
@@ -60,8 +60,16 @@ class Passes:
 
 
 def lowered(gradient: Tensor, exponents_X: Tensor | None) -> Tensor:
-    """A gradient whose first dimension runs over X, several times each in a row, as if nothing had been raised."""
+    """A gradient whose first dimension runs over X, several times each in a row, as if nothing had been raised.
+
+    Raises:
+        NumericalError: for a gradient that was too large for float16.
+    """
     if exponents_X is None:
         return gradient
+    if not bool(torch.isfinite(gradient).all()):
+        raise NumericalError(
+            "A gradient is too large for float16; set `rows.autocast` to bfloat16, or leave it out for float32."
+        )
     each = torch.ldexp(gradient.float().reshape(len(exponents_X), -1), -exponents_X[:, None].to(gradient.device))
     return each.reshape(gradient.shape)

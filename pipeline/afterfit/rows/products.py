@@ -10,7 +10,7 @@ from afterfit.arithmetic import Arithmetic
 from afterfit.errors import ConfigError
 from afterfit.layout import Layout
 from afterfit.network.functional import Network, OutputRule
-from afterfit.network.likelihoods import Likelihood, likelihood_named
+from afterfit.network.likelihoods import Gaussian, Likelihood, likelihood_named
 from afterfit.network.tokens import TokenCategorical, refuse_exact
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
@@ -134,6 +134,11 @@ def ntk(
 
 def _meaning(likelihood: Likelihood | str, num_samples: int | None) -> Likelihood:
     """The likelihood, where it has the cotangents that are asked for."""
+    if likelihood == Gaussian.name:
+        raise ConfigError(
+            "The curvature of a Gaussian likelihood is in units of its noise; give `likelihood=Gaussian(variance)`, of "
+            "`afterfit.network.likelihoods`."
+        )
     meaning = likelihood_named(likelihood) if isinstance(likelihood, str) else likelihood
     if isinstance(meaning, TokenCategorical) and num_samples is None:
         refuse_exact()

@@ -77,7 +77,8 @@ class TapeBackend:
     def coverage(self, batch: Batch) -> Coverage:
         """Which weights have rules in a forward pass over these examples."""
         recording, _ = self._record(batch)
-        return coverage_of(self.network, recording, len(batch))
+        has_it = has_forward_mode(self.passes)
+        return coverage_of(self.network, recording, len(batch), has_forward_mode=has_it)
 
     def _record(self, batch: Batch) -> tuple[Recording, Tensor]:
         network = self.network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from afterfit.errors import NetworkError
 from afterfit.layout import Tile
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
-from afterfit.rows.counts import Counts, by_columns, by_rows
+from afterfit.rows.counts import Counts, both_ways, by_rows, pulled, pushed
 from afterfit.rows.forward_mode import push_forward
 from afterfit.rows.functional import FunctionalBackend, FunctionalRows
 from afterfit.rows.mixed import lowered
@@ -56,7 +56,14 @@ class TapeRows:
     """See `Rows`."""
 
     def __init__(
-        self, backend: TapeBackend, batch: Batch, recording: Recording, outputs_BC: Tensor, cotangents_BSC: Tensor
+        self,
+        backend: TapeBackend,
+        batch: Batch,
+        recording: Recording,
+        outputs_BC: Tensor,
+        cotangents_BSC: Tensor,
+        *,
+        by_columns: bool | None = None,
     ):
         self.backend = backend
         self.batch = batch
@@ -66,6 +73,7 @@ class TapeRows:
         self.dtype = state_dtype(backend.network.dtype)
         self.layout = backend.network.layout
         self._contract = backend.contractions
+        self._by_columns = by_columns  # None: each product as is cheaper for it alone
         self._recording = recording
         self._root_BC = outputs_BC  # with its graph
         self._operands: dict[Use, Any] = {}
@@ -77,33 +85,51 @@ class TapeRows:
 
         Passes for each column serve all cotangents, so then there is one run.
         """
-        return iter((self,)) if self._goes_by_columns(num_columns) else self._runs(keeps=True)
+        at_once = self._at_once(keeps=True)
+        is_kept = self._fits(at_once)
+        rows, columns = both_ways(*self._work, self.num_cotangents, num_columns, are_kept=is_kept)
+        is_by_columns = columns < rows and self.backend.has_forward_mode(self.batch)
+        return self._split_up(self.num_cotangents if is_by_columns else at_once, by_columns=is_by_columns)
 
-    def _runs(self, *, keeps: bool = False) -> Iterator[TapeRows]:
-        """The same; `keeps` says whether explicit rows are to stay. These rows themselves where all fit."""
-        at_once = cotangents_at_once(
+    def _runs(self) -> Iterator[TapeRows]:
+        """Runs of cotangents whose gradients fit the memory; these rows themselves where all do."""
+        at_once = self._at_once(keeps=False)
+        return iter((self,)) if at_once >= self.num_cotangents else self._split_up(at_once)
+
+    def _split_up(self, at_once: int, *, by_columns: bool | None = None) -> Iterator[TapeRows]:
+        given = (self.backend, self.batch, self._recording, self._root_BC)
+        return (TapeRows(*given, part, by_columns=by_columns) for part in self.cotangents_BSC.split(at_once, dim=1))
+
+    def _at_once(self, *, keeps: bool) -> int:
+        """Cotangents of a run; `keeps` says whether explicit rows are to stay."""
+        return cotangents_at_once(
             len(self.batch),
             self.num_cotangents,
             self.backend.memory_gb,
             row_bytes=len(self.batch) * self.layout.num_weights * self.dtype.itemsize if keeps else 0,
-            gradient_bytes=sum(self._recording.sizes) * self.backend.network.dtype.itemsize,
+            gradient_bytes=sum(self._recording.sizes) * self.dtype.itemsize,
         )
-        if at_once >= self.num_cotangents:
-            yield self
-            return
-        for cotangents_BsC in self.cotangents_BSC.split(at_once, dim=1):
-            yield TapeRows(self.backend, self.batch, self._recording, self._root_BC, cotangents_BsC)
+
+    def _fits(self, num_cotangents: int) -> bool:
+        """Whether the explicit rows of so many may stay."""
+        num_rows = len(self.batch) * num_cotangents
+        return num_rows * self.layout.num_weights * self.dtype.itemsize <= KEPT_SHARE * self.backend.memory_gb * GB
+
+    @property
+    def _work(self) -> tuple[Sequence[Counts], float]:
+        """What products take for one example."""
+        return self._recording.counts, self._recording.passed / len(self.batch)
 
     def times(self, columns: Mapping[str, Tensor]) -> Tensor:
         """R V, (B, S, k): see `Rows.times`."""
         num_columns = next(iter(columns.values())).shape[1]
-        if self._goes_by_columns(num_columns) and self.backend.has_forward_mode(self.batch):
+        if self._goes_by_columns(num_columns, pushed) and self.backend.has_forward_mode(self.batch):
             return push_forward(self.backend.network, self.batch.inputs, self.cotangents_BSC, columns)
         return torch.cat([part._times(columns) for part in self._runs()], dim=1)
 
     def transpose_times(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
         """Adds R^T W: see `Rows.transpose_times`."""
-        if self._goes_by_columns(weights_BSk.shape[2]):
+        if self._goes_by_columns(weights_BSk.shape[2], pulled):
             self._pull_back(weights_BSk, into)
             return
         first = 0
@@ -150,14 +176,13 @@ class TapeRows:
             first += part.num_cotangents
         yield from rows.items()
 
-    def _goes_by_columns(self, num_columns: int) -> bool:
+    def _goes_by_columns(self, num_columns: int, price: Callable[[float, int], float]) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""
-        counts, passed = self._recording.counts, self._recording.passed / len(self.batch)
-        has_gradients = "_met" in self.__dict__
-        rows = by_rows(
-            counts, passed, self.num_cotangents, num_columns, has_gradients=has_gradients, are_kept=bool(self._kept)
-        )
-        return by_columns(passed, num_columns) < rows
+        if self._by_columns is not None:
+            return self._by_columns
+        counts, passed = self._work
+        has = {"has_gradients": "_met" in self.__dict__, "are_kept": bool(self._kept)}
+        return price(passed, num_columns) < by_rows(counts, passed, self.num_cotangents, num_columns, **has)
 
     def _pull_back(self, weights_BSk: Tensor, into: Mapping[str, Tensor]) -> None:
         """Adds R^T W, a backward pass to the weights for each column of W."""
@@ -294,8 +319,7 @@ class TapeRows:
     @cached_property
     def _keeps(self) -> bool:
         """Whether explicit rows stay for a second verb."""
-        num_rows = len(self.batch) * self.num_cotangents
-        return num_rows * self.layout.num_weights * self.dtype.itemsize <= KEPT_SHARE * self.backend.memory_gb * GB
+        return self._fits(self.num_cotangents)
 
     def _buffer_on(self, device: torch.device) -> Tensor:
         """Where explicit rows are. A device's pages are taken as they are written."""

@@ -18,6 +18,13 @@ likelihood: {name: tokens}
 """
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_outputs_of_all_tokens_are_refused_with_the_remedy(name):
+    method = method_named({"name": name})
+    with pytest.raises(ConfigError, match="set `output` to `last_token`"):
+        request_from_objects(nn.Linear(1, 1), {}, method, likelihood_named("categorical"), output="tokens")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_tokens_likelihood_is_refused_before_any_work_with_the_remedy(method, tmp_path):
     says = rf"{method} needs exact cotangents.*`output: last_token`, or call `afterfit.rows.ggn_times`\.$"

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from afterfit.rows.counts import Counts, by_columns, by_rows
+from afterfit.rows.counts import Counts, both_ways, by_rows, pulled, pushed
 from afterfit.rows.rules import multiplications
 from cases import ATTENTION_CASES, NETWORK_CASES
 
@@ -67,8 +67,18 @@ def test_so_is_every_way_to_write_a_product(run):
 def test_few_columns_go_by_columns_and_many_by_rows():
     layers = [Counts(size=64, made=64 * 10, direct=64 * 10, crossed=80)] * 3
     passed = sum(layer.made for layer in layers)
-    ways = {k: by_columns(passed, k) < by_rows(layers, passed, 10, k) for k in (1, 8, 32, 128)}
-    assert ways == {1: True, 8: True, 32: False, 128: False}
+    alone = {k: pushed(passed, k) < by_rows(layers, passed, 10, k) for k in (1, 4, 8, 32, 128)}
+    assert alone == {1: True, 4: True, 8: True, 32: False, 128: False}
+
+
+def test_rows_that_serve_two_products_are_cheaper_than_columns_sooner():
+    layers = [Counts(size=64, made=64 * 10, direct=64 * 10, crossed=80)] * 3
+    passed = sum(layer.made for layer in layers)
+    ways = {k: both_ways(layers, passed, 10, k, are_kept=True) for k in (1, 4, 8)}
+    assert {k: columns < rows for k, (rows, columns) in ways.items()} == {1: True, 4: True, 8: False}
+    again, _ = both_ways(layers, passed, 10, 8, are_kept=False)
+    assert again == ways[8][0] + 10 * passed  # the rows are made again
+    assert ways[8][1] == pushed(passed, 8) + pulled(passed, 8)
 
 
 @pytest.mark.parametrize("num_cotangents", [1, 9, 100])

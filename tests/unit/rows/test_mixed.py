@@ -6,7 +6,7 @@ import torch
 import afterfit
 from afterfit.algebra import Batch
 from afterfit.arithmetic import Arithmetic
-from afterfit.errors import ConfigError
+from afterfit.errors import ConfigError, NumericalError
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Categorical
 from afterfit.plan.posterior import posterior_plan
@@ -84,6 +84,21 @@ def test_cotangents_below_the_range_of_float16_lose_nothing(case, backend, small
         weights_BSk = smallest * numbers("weights", 4, 3, num_columns)
         expected_Pk = torch.einsum("bsp,bsk->pk", dense_BSP, weights_BSk)
         assert_near(joined(transposed(layout, rows, weights_BSk)), expected_Pk, TOLERANCES["float16"])
+
+
+@on_both_backends
+def test_gradients_above_the_range_of_float16_are_refused(backend):
+    torch.manual_seed(0)
+    first, norm = torch.nn.Linear(4, 6, bias=False), torch.nn.BatchNorm1d(6, eps=1e-12)
+    module = torch.nn.Sequential(first, norm, torch.nn.Linear(6, 3)).eval()
+    norm.running_var = torch.full((6,), 1e-10)  # outputs of the first layer are small, and gradients there large
+    network = Network(module)
+    batch = Batch({"input": 1e-3 * numbers("x", 3, 4).float()}, None, torch.arange(3))
+    columns = by_tile(network.layout, numbers("columns", network.layout.num_weights, 40).float())
+    with pytest.raises(NumericalError, match=r"too large for float16; set `rows\.autocast` to bfloat16"):
+        backend(network, arithmetic=Arithmetic(autocast="float16")).rows(batch, unit_cotangents).times(columns)
+    made = backend(network, arithmetic=Arithmetic(autocast="bfloat16")).rows(batch, unit_cotangents).times(columns)
+    assert torch.isfinite(made).all()
 
 
 def test_cotangents_come_from_outputs_in_float32():

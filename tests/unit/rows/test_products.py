@@ -53,3 +53,8 @@ def test_columns_of_another_length_are_refused():
     case = case_named("mlp")
     with pytest.raises(ConfigError, match=r"need \(124, k\)"):
         ggn_times(case.module(), [case.batches[0].inputs], torch.ones(5, 2))
+
+
+def test_a_gaussian_without_its_noise_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"give `likelihood=Gaussian\(variance\)`"):
+        ggn_diagonal(torch.nn.Linear(2, 1).eval(), [{"input": torch.ones(3, 2)}], likelihood="gaussian")
