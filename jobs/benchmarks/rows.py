@@ -42,8 +42,8 @@ COLUMNS = (1, 8, 32, 128)
 MEMORY_GB = 1.5
 """Of which the tape takes 35 % for rows that it keeps and for gradients."""
 LARGEST_GB = 12.0
-"""Of V and G V together, on this machine. Where they are more, V's tiles share one piece of memory, like those of probes
-that are made when they are needed."""
+"""Of V and G V together, on this machine. Where they are more, the tiles of V share one piece of memory, like those of
+probes that are made when they are needed."""
 ROUNDS = 3
 CURVLINOPS_COLUMNS = 4
 """It takes columns one after another: more are as many times slower."""
