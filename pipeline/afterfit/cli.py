@@ -107,10 +107,10 @@ def run(
             from afterfit.plan.tables import plan_table
 
             console = _console()
-            prepared = prepare(settings, store)
+            there = _where(engine, address, workers, gpus, threads)
+            prepared = prepare(settings, store, there)
             console.print(plan_table(prepared))
             with _display(console) as display:
-                there = _where(engine, address, workers, gpus, threads)
                 outcome = run_plan(prepared, where=there, display=display, fit_memory=fit_memory)
             _show(console, prepared, outcome)
 

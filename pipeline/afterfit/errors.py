@@ -43,13 +43,23 @@ class OutOfMemoryError(ResourceError):
     Attributes:
         stage: its name, where it is known.
         has_gb: memory of the machine or the GPU that it ran out on, where it is known.
+        on_gpu: which of these it was.
         is_counted: whether it was told by counting, before anything was tried.
     """
 
-    def __init__(self, sentence: str, *, stage: str = "", has_gb: float | None = None, is_counted: bool = False):
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        stage: str = "",
+        has_gb: float | None = None,
+        on_gpu: bool = False,
+        is_counted: bool = False,
+    ):
         super().__init__(sentence)
         self.stage = stage
         self.has_gb = has_gb
+        self.on_gpu = on_gpu
         self.is_counted = is_counted
 
 

@@ -13,6 +13,14 @@ class Resources:
     num_gpus: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Of the devices that do the work, in GB; None where it is not known, or where no GPU does any."""
+
+    machine_gb: float | None = None
+    gpu_gb: float | None = None
+
+
 SIGNS = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "ALLOC_FAILED")
 """In the messages of torch's errors that have no class of their own: of the CPU, of CUDA, and of its libraries."""
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from afterfit.errors import AfterfitError, OutOfMemoryError
-from afterfit.resources import GB, is_out_of_memory
+from afterfit.resources import GB, Memory, is_out_of_memory
 
 
 @contextmanager
@@ -26,7 +26,12 @@ def told_shortage() -> Iterator[None]:
             raise
         on_gpu = torch.cuda.is_initialized() and "CPU" not in str(error) and isinstance(error, RuntimeError)
         sentence = f"A worker ran out of memory ({str(error).strip().splitlines()[0] if str(error) else 'no more'})."
-        raise OutOfMemoryError(sentence, has_gb=gpu_gb() if on_gpu else machine_gb()) from error
+        raise OutOfMemoryError(sentence, has_gb=gpu_gb() if on_gpu else machine_gb(), on_gpu=on_gpu) from error
+
+
+def memory_here(*, has_gpu: bool) -> Memory:
+    """Of this machine, and of its GPU where that does work too."""
+    return Memory(machine_gb=machine_gb(), gpu_gb=gpu_gb() if has_gpu and torch.cuda.is_available() else None)
 
 
 def machine_gb() -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from afterfit.algebra import Batch, Result
 from afterfit.arithmetic import Arithmetic
 from afterfit.engine import EngineName, open_engine
+from afterfit.engine.shortage import memory_here
 from afterfit.errors import ArtifactError, ConfigError
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Likelihood, likelihood_named
@@ -33,6 +34,7 @@ from afterfit.posterior.gaussian import Gaussian
 from afterfit.posterior.links import Meaning
 from afterfit.posterior.subspace import SubspacePosterior
 from afterfit.predict.linearised import linearise
+from afterfit.resources import Memory
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
 from afterfit.seeds import Seed
@@ -214,7 +216,9 @@ def fit(
         return FitRecord.of(request, plan)
 
     warned = partial(warnings.warn, stacklevel=3)
-    record = within_memory(request, opened, attempt, asker="fit", lowers=fit_memory, tell=warned)
+    has_gpu = any(weight.is_cuda for weight in network.parameters())
+    has = memory_here(has_gpu=has_gpu) if engine == "inprocess" else Memory()
+    record = within_memory(request, opened, attempt, asker="fit", lowers=fit_memory, has=has, tell=warned)
     record.write(opened)
     view = Network(network, weights, output=output, tile_weights=record.tile_weights)
     return Posterior(view, opened, record)

@@ -77,6 +77,6 @@ def execute(
             artifact = verbs[stage.recipe.verb](work)
         except OutOfMemoryError as error:
             said = f"The stage {stage.name} ran out of memory with `memory_gb: {request.memory_gb:g}`."
-            raise OutOfMemoryError(said, stage=stage.name, has_gb=error.has_gb) from error
+            raise OutOfMemoryError(said, stage=stage.name, has_gb=error.has_gb, on_gpu=error.on_gpu) from error
         ran[stage.name] = Ran(stage, artifact, was_done=False, seconds=time.monotonic() - started)
     return ran

@@ -22,7 +22,7 @@ def extend(
     Raises:
         ConfigError, DataError: for a store without a run, or data that do not fit it.
     """
-    prepared = prepare(extended(read_record(store), data), store.uri)
+    prepared = prepare(extended(read_record(store), data), store.uri, where)
     return prepared, run(prepared, where=where, display=display, asker="later")
 
 

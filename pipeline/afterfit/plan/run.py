@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from afterfit.engine import EngineName, Event, Kind, open_engine
-from afterfit.engine.shortage import gpu_gb, machine_gb
+from afterfit.engine.shortage import memory_here
 from afterfit.plan.config import RunConfig
 from afterfit.plan.cost import Cost, check_fits, costs
 from afterfit.plan.execute import Ran, Status, execute, status_at, status_of
@@ -21,7 +21,7 @@ from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import request_of
 from afterfit.plan.shortage import Asker, Shortage, opening, shortages, within_memory
 from afterfit.plan.stage import Stage
-from afterfit.resources import Resources
+from afterfit.resources import Memory, Resources
 from afterfit.store.artifact import StoredArtifact
 from afterfit.store.directory import Store, open_store
 
@@ -52,7 +52,7 @@ class Prepared:
     plan: Sequence[Stage]
     statuses: Mapping[str, Status]
     costs: Mapping[str, Cost | None]
-    shortages: Sequence[Shortage] = ()  # of memory, that earlier runs met with this configuration
+    shortages: Sequence[Shortage] = ()  # of memory, that earlier runs met with no more of it than there is
 
     @property
     def remaining(self) -> dict[str, Cost | None]:
@@ -76,8 +76,13 @@ class Outcome:
         return all(ran.was_done for ran in self.ran.values())
 
 
-def prepare(config: RunConfig, store_uri: str | None = None) -> Prepared:
+def prepare(config: RunConfig, store_uri: str | None = None, where: Where | None = None) -> Prepared:
     """Open the store, the network and the data, make the plan and count what it costs.
+
+    Args:
+        config: of the run.
+        store_uri: instead of the configuration's own.
+        where: it would be computed.
 
     Raises:
         ConfigError, DataError, NetworkError: for what cannot be fitted; one sentence with the remedy.
@@ -86,10 +91,10 @@ def prepare(config: RunConfig, store_uri: str | None = None) -> Prepared:
     store = open_store(store_uri or config.where)
     with opening():
         request = request_of(config, store)
-    return _counted(config, store, request)
+    return _counted(config, store, request, where or Where())
 
 
-def _counted(config: RunConfig, store: Store, request: FitRequest) -> Prepared:
+def _counted(config: RunConfig, store: Store, request: FitRequest, where: Where) -> Prepared:
     plan = posterior_plan(request)
     return Prepared(
         config=config,
@@ -98,7 +103,7 @@ def _counted(config: RunConfig, store: Store, request: FitRequest) -> Prepared:
         plan=plan,
         statuses={stage.name: status_of(stage, store) for stage in plan},
         costs=costs(plan, request),
-        shortages=list(shortages(plan, request, store)),
+        shortages=list(shortages(plan, request, store, _memory(where))),
     )
 
 
@@ -124,22 +129,25 @@ def run(
         OutOfMemoryError: with the value of `memory_gb` that would fit.
         AfterfitError: of a stage; what is finished is kept, and the same call goes on.
     """
+    where = where or Where()
 
     def tell(note: str) -> None:
         (display or Silent()).hear(Event(kind=Kind.NOTE, place="", name="memory", note=note))
 
     def attempt(request: FitRequest) -> Outcome:
         config = prepared.config.model_copy(update={"memory_gb": request.memory_gb})
-        lowered = prepared if request is prepared.request else _counted(config, prepared.store, request)
+        lowered = prepared if request is prepared.request else _counted(config, prepared.store, request, where)
         return _attempt(lowered, where, display)
 
-    return within_memory(prepared.request, prepared.store, attempt, asker=asker, lowers=fit_memory, tell=tell)
+    has = _memory(where)
+    return within_memory(prepared.request, prepared.store, attempt, asker=asker, lowers=fit_memory, has=has, tell=tell)
 
 
-def _attempt(prepared: Prepared, where: Where | None, display: Display | None) -> Outcome:
+def _attempt(prepared: Prepared, where: Where, display: Display | None) -> Outcome:
     """With the budget as it is."""
-    store = prepared.store
-    check_fits(prepared.remaining, prepared.config.memory_gb, _machine_gb(where), _free_bytes(store))
+    store, has = prepared.store, _memory(where)
+    bound_gb = has.gpu_gb if where.gpus else has.machine_gb
+    check_fits(prepared.remaining, prepared.config.memory_gb, bound_gb, _free_bytes(store))
     RunRecord.of(prepared.config, prepared.request, prepared.plan).write(store)
     ran, notes = finish(prepared.plan, prepared.request, store, where=where, display=display)
     FitRecord.of(prepared.request, prepared.plan).write(store)
@@ -268,11 +276,9 @@ def warnings_of(scores: pa.Table | None) -> Iterator[str]:
             )
 
 
-def _machine_gb(where: Where | None) -> float | None:
-    """Memory of this machine, or of its GPU, where it does the work; a cluster's is not known here."""
-    if where is not None and where.engine != "inprocess":
-        return None
-    return gpu_gb() if where is not None and where.gpus else machine_gb()
+def _memory(where: Where) -> Memory:
+    """Of this machine and its GPU, where these do the work; a cluster's is not known here."""
+    return memory_here(has_gpu=where.gpus > 0) if where.engine == "inprocess" else Memory()
 
 
 def _free_bytes(store: Store) -> float | None:

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeVar
 
 from afterfit.errors import AfterfitError, OutOfMemoryError
@@ -11,7 +11,7 @@ from afterfit.plan.memory import memory_that_fits, remedy_without
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
-from afterfit.resources import is_out_of_memory
+from afterfit.resources import Memory, is_out_of_memory
 from afterfit.store.directory import Store
 
 Done = TypeVar("Done")
@@ -35,6 +35,8 @@ class Shortage:
     memory_gb: float  # that budget
     fits_gb: float | None  # the one that would fit; None if none would
     otherwise: str  # what helps then
+    has_gb: float | None = None  # memory of what it ran out on, where it is known
+    on_gpu: bool = False  # whether that was a GPU, or else a machine
 
     @classmethod
     def of(cls, error: OutOfMemoryError, request: FitRequest) -> "Shortage":
@@ -44,7 +46,14 @@ class Shortage:
             memory_gb=request.memory_gb,
             fits_gb=memory_that_fits(request, error.stage, error.has_gb),
             otherwise=remedy_without(request, error.stage),
+            has_gb=error.has_gb,
+            on_gpu=error.on_gpu,
         )
+
+    def holds_with(self, has: Memory) -> bool | None:
+        """Whether these devices run out as well, having no more; None where that is not known."""
+        present_gb = has.gpu_gb if self.on_gpu else has.machine_gb
+        return None if self.has_gb is None or present_gb is None else present_gb <= self.has_gb
 
     def sentence(self, asker: Asker = "command") -> str:
         """With the remedy, for one of `REMEDIES`."""
@@ -54,8 +63,7 @@ class Shortage:
 
     def write(self, store: Store, place: str) -> None:
         """Remember it, for the plan and for `--fit-memory` of a later run."""
-        known = ("lead", "memory_gb", "fits_gb", "otherwise")
-        store.put_record(_name(place), {name: getattr(self, name) for name in known})
+        store.put_record(_name(place), asdict(self))
 
 
 def shortage_at(store: Store, place: str, memory_gb: float) -> Shortage | None:
@@ -64,11 +72,11 @@ def shortage_at(store: Store, place: str, memory_gb: float) -> Shortage | None:
     return Shortage(**found) if found is not None and found["memory_gb"] == memory_gb else None
 
 
-def shortages(plan: Sequence[Stage], request: FitRequest, store: Store) -> Iterator[Shortage]:
-    """All that is remembered of a plan's unfinished stages."""
+def shortages(plan: Sequence[Stage], request: FitRequest, store: Store, has: Memory) -> Iterator[Shortage]:
+    """All that is remembered of a plan's unfinished stages, but what happened where there was less memory."""
     for stage in plan:
         found = shortage_at(store, stage.place, request.memory_gb)
-        if found is not None:
+        if found is not None and found.holds_with(has) is not False:
             yield found
 
 
@@ -79,9 +87,12 @@ def within_memory(
     *,
     asker: Asker,
     lowers: bool,
+    has: Memory,
     tell: Callable[[str], None],
 ) -> Done:
     """Attempt a fit. Where memory runs out, remember what would fit, and go on with that or say so.
+
+    A value that is remembered is taken without an attempt where it is known that there is no more memory than then.
 
     Args:
         request: with the budget to begin with.
@@ -89,6 +100,7 @@ def within_memory(
         attempt: the fit.
         asker: who is told, of `REMEDIES`.
         lowers: whether to go on.
+        has: memory of the devices that will do the work.
         tell: is told, once for each value, that the fit goes on with it.
 
     Raises:
@@ -96,7 +108,8 @@ def within_memory(
     """
     while True:
         plan = posterior_plan(request)
-        found = next(shortages(plan, request, store), None) if lowers else None
+        remembered = shortages(plan, request, store, has) if lowers else ()
+        found = next((one for one in remembered if one.holds_with(has)), None)
         if found is None or found.fits_gb is None:
             try:
                 return attempt(request)
@@ -105,7 +118,9 @@ def within_memory(
                 if not error.is_counted:
                     found.write(store, next(stage.place for stage in plan if stage.name == error.stage))
                 if not lowers or found.fits_gb is None:
-                    raise OutOfMemoryError(found.sentence(asker), stage=error.stage, has_gb=error.has_gb) from error
+                    raise OutOfMemoryError(
+                        found.sentence(asker), stage=error.stage, has_gb=error.has_gb, on_gpu=error.on_gpu
+                    ) from error
         tell(f"{found.lead}; the run goes on with `memory_gb: {found.fits_gb:g}`.")
         request = request.with_memory(found.fits_gb)
         gc.collect()  # the failed attempt's frames hold tensors
