@@ -9,6 +9,8 @@ import torch
 
 import afterfit
 from afterfit.errors import OutOfMemoryError
+from afterfit.plan import run as run_module
+from afterfit.resources import Memory
 from afterfit.store.directory import open_store
 from tiny_networks import greedy
 from tiny_project import NUM_CLASSES, NUM_INPUTS, config, good, markers, refusal, rows, write_config, write_project
@@ -123,6 +125,23 @@ def test_a_fit_from_python_says_and_does_the_same(tmp_path):
         lowered = fitted(memory_gb=PRESENT, fit_memory=True, store=str(tmp_path))
     assert lowered.record.memory_gb == FITS
     assert same(lowered, fitted(memory_gb=FITS))
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work_and_a_finished_run_needs_none(project, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    says = "Error: torch finds no GPU on this machine; leave out `--gpus`, or take a machine that has one."
+    assert refusal("run", "tiny.yaml", "--gpus", "1") == says
+    assert markers(project / "store") == {}
+    good("run", "tiny.yaml")
+    assert "Nothing was to be done" in good("run", "tiny.yaml", "--gpus", "1")
+    assert refusal("predict", "store", "--data", "more.parquet", "--out", "new.parquet", "--gpus", "1") == says
+
+
+def test_with_a_gpu_a_stage_is_held_against_the_device_that_its_arrays_are_on(project, monkeypatch):
+    """The budget is above the GPU's memory; landmark rows are on the host, which has more."""
+    monkeypatch.setattr(run_module, "check_gpu", lambda: None)
+    monkeypatch.setattr(run_module, "memory_here", lambda *, has_gpu: Memory(machine_gb=512.0, gpu_gb=1e-6 * has_gpu))
+    assert "The stage curvature holds" in refusal("run", "tiny.yaml", "--gpus", "1", code=1)
 
 
 @pytest.mark.ray

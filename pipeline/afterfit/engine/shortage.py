@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from afterfit.errors import AfterfitError, OutOfMemoryError
+from afterfit.errors import AfterfitError, ConfigError, OutOfMemoryError
 from afterfit.resources import GB, Memory, is_out_of_memory
 
 
@@ -32,6 +32,16 @@ def told_shortage() -> Iterator[None]:
 def memory_here(*, has_gpu: bool) -> Memory:
     """Of this machine, and of its GPU where that does work too."""
     return Memory(machine_gb=machine_gb(), gpu_gb=gpu_gb() if has_gpu and torch.cuda.is_available() else None)
+
+
+def check_gpu() -> None:
+    """Refuse to work on a GPU where there is none.
+
+    Raises:
+        ConfigError: if torch finds none.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("torch finds no GPU on this machine; leave out `--gpus`, or take a machine that has one.")
 
 
 def machine_gb() -> float:

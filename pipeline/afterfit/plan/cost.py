@@ -28,6 +28,7 @@ class Counted(NamedTuple):
     explicit_bytes: float  # of the largest set of arrays that is explicit at once
     stored_bytes: float
     is_budgeted: bool = True  # whether `memory_gb` bounds what is explicit
+    device_bytes: float = 0.0  # of what is explicit, the part that is where the network is; the rest is on the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Cost:
     stored_bytes: float  # that its artifact will take
     num_units: int
     is_budgeted: bool = True  # whether `memory_gb` of the configuration bounds the memory
+    device_gb: float = 0.0  # of the memory, that is on the GPU where the network is on one
 
     @property
     def seconds(self) -> float:
@@ -59,7 +61,11 @@ def cost_of(plan: Sequence[Stage], request: FitRequest, name: str) -> Cost | Non
 
 
 def check_fits(
-    needed: Mapping[str, Cost | None], memory_gb: float, machine_gb: float | None, free_bytes: float | None
+    needed: Mapping[str, Cost | None],
+    memory_gb: float,
+    machine_gb: float | None,
+    free_bytes: float | None,
+    gpu_gb: float | None = None,
 ) -> None:
     """Refuse what cannot fit.
 
@@ -68,36 +74,44 @@ def check_fits(
         memory_gb: budget of the configuration.
         machine_gb: memory of the machine that will do the work, None where it is not known.
         free_bytes: of the store, None where it has no bound.
+        gpu_gb: memory of the GPU that the network will be on, None where it will be on none, or it is not known.
 
     Raises:
         ResourceError: naming the stage and the remedy.
-        OutOfMemoryError: if a stage whose memory the budget bounds exceeds the machine.
+        OutOfMemoryError: if a stage whose memory the budget bounds exceeds the machine, or its GPU.
     """
     for name, cost in needed.items():
         if cost is None:
             continue
-        held = f"{cost.memory_gb:.3g}"
         if cost.is_budgeted and cost.memory_gb > memory_gb:
             raise ResourceError(
-                f"The stage {name} holds {held} GB at once, above `memory_gb: {memory_gb:g}`; "
+                f"The stage {name} holds {cost.memory_gb:.3g} GB at once, above `memory_gb: {memory_gb:g}`; "
                 f"set `memory_gb` to {_rounded_up(cost.memory_gb):g}, ask the method for less, or choose "
                 "fewer weights with `network.choose`."
             )
-        if machine_gb is not None and cost.memory_gb > machine_gb:
-            has = f"but this machine has {machine_gb:.3g} GB"
-            if cost.is_budgeted:
-                said = f"The stage {name} holds {held} GB at once with `memory_gb: {memory_gb:g}`, {has}."
-                raise OutOfMemoryError(said, stage=name, has_gb=machine_gb, is_counted=True)
-            raise ResourceError(
-                f"The stage {name} holds {held} GB at once, {has}; "
-                "choose fewer weights with `network.choose`, or run on larger workers."
-            )
+        if gpu_gb is not None:
+            _check_device(name, cost, cost.device_gb, memory_gb, gpu_gb, on_gpu=True)
+        if machine_gb is not None:
+            on_host_gb = cost.memory_gb if gpu_gb is None else cost.memory_gb - cost.device_gb
+            _check_device(name, cost, on_host_gb, memory_gb, machine_gb, on_gpu=False)
     total = sum(cost.stored_bytes for cost in needed.values() if cost is not None)
     if free_bytes is not None and total > free_bytes:
         raise ResourceError(
             f"The run will store {total / GB:.3g} GB, but the store's disk has {free_bytes / GB:.3g} GB "
             "free; free some space, or take another store (--store)."
         )
+
+
+def _check_device(name: str, cost: Cost, held_gb: float, memory_gb: float, has_gb: float, *, on_gpu: bool) -> None:
+    """Refuse what exceeds one device."""
+    if held_gb <= has_gb:
+        return
+    held, place = f"The stage {name} holds {held_gb:.3g} GB at once", "the GPU" if on_gpu else "this machine"
+    has = f"but {place} has {has_gb:.3g} GB"
+    if cost.is_budgeted:
+        said = f"{held} with `memory_gb: {memory_gb:g}`, {has}."
+        raise OutOfMemoryError(said, stage=name, has_gb=has_gb, on_gpu=on_gpu, is_counted=True)
+    raise ResourceError(f"{held}, {has}; choose fewer weights with `network.choose`, or run on larger workers.")
 
 
 def _rounded_up(gigabytes: float) -> float:
@@ -121,13 +135,14 @@ def _cost(stage: Stage, sizes: Sizes) -> Cost | None:
         stored_bytes=counted.stored_bytes,
         num_units=max(len(units), 1),
         is_budgeted=counted.is_budgeted,
+        device_gb=counted.device_bytes / GB,
     )
 
 
 def _point_estimate(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
     work = 3 * sizes.forward(sizes.num_examples("train")) * recipe.settings.epochs
-    state = 3 * sizes.num_weights * sizes.state_bytes
-    return Counted(work, state + sizes.num_weights * sizes.state_bytes, state / 3, is_budgeted=False)
+    weights = sizes.num_weights * sizes.state_bytes
+    return Counted(work, 4 * weights, weights, is_budgeted=False, device_bytes=4 * weights)
 
 
 def _loaded(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
@@ -175,7 +190,8 @@ def _subspace_curvature(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Cou
     count, kept = sizes.num_examples("train"), sizes.num_features
     work = sizes.times(count, kept) + 2.0 * count * sizes.num_outputs * kept**2
     stored = _chunks_bytes("train", sizes)
-    return Counted(work, sizes.row_bytes + sizes.columns_bytes(kept) + stored / len(units), stored)
+    rows = sizes.row_bytes
+    return Counted(work, rows + sizes.columns_bytes(kept) + stored / len(units), stored, device_bytes=rows)
 
 
 def _chunks_bytes(role: str, sizes: Sizes) -> float:
@@ -204,7 +220,8 @@ def _output_features(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counte
         work += 2.0 * count * outputs**2 * sizes.num_weights
         numbers += count * outputs**2
     stored = float(numbers * sizes.state_bytes + 2 * 8 * count)
-    return Counted(work, sizes.row_bytes + sizes.columns_bytes(kept) + stored / len(units), stored)
+    rows = sizes.row_bytes
+    return Counted(work, rows + sizes.columns_bytes(kept) + stored / len(units), stored, device_bytes=rows)
 
 
 def _tuning(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
@@ -255,6 +272,7 @@ def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
         sizes.ggn_times(count, probes, groups),
         sizes.row_bytes + sizes.columns_bytes(probes) + widest * probes * sizes.state_bytes,
         float(image * sizes.state_bytes),
+        device_bytes=sizes.row_bytes,
     )
 
 

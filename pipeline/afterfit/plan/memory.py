@@ -22,7 +22,7 @@ def memory_that_fits(request: FitRequest, name: str, has_gb: float | None = None
 
     - the stage's micro-batch, if it has one, is smaller, or else what is explicit at once is half as large or less,
       and neither is larger (a micro-batch that was given stays, so then no value does); and
-    - no stage is refused: each keeps within the new budget, and within the device.
+    - no stage is refused: each keeps within the new budget, and so within the device.
 
     Args:
         request: with the present budget.
@@ -47,7 +47,7 @@ def memory_that_fits(request: FitRequest, name: str, has_gb: float | None = None
         plan = posterior_plan(lowered)
         after = cost_of(plan, lowered, name)
         is_smaller = has_batches and lowered.micro_batch < request.micro_batch
-        if after is not None and _asks_less(after, before, is_smaller) and _is_allowed(plan, lowered, has_gb):
+        if after is not None and _asks_less(after, before, is_smaller) and _is_allowed(plan, lowered):
             return value
     return None
 
@@ -68,10 +68,10 @@ def _asks_less(after: Cost, before: Cost, has_smaller_batch: bool) -> bool:
     return halves or (has_smaller_batch and after.memory_gb <= before.memory_gb)
 
 
-def _is_allowed(plan: Sequence[Stage], lowered: FitRequest, has_gb: float | None) -> bool:
+def _is_allowed(plan: Sequence[Stage], lowered: FitRequest) -> bool:
     known = {name: cost for name, cost in costs(plan, lowered).items() if cost is not None and cost.is_budgeted}
     try:
-        check_fits(known, lowered.memory_gb, has_gb, None)
+        check_fits(known, lowered.memory_gb, None, None)
     except ResourceError:
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from afterfit.engine import EngineName, Event, Kind, open_engine
-from afterfit.engine.shortage import memory_here
+from afterfit.engine.shortage import check_gpu, memory_here
 from afterfit.plan.config import RunConfig
 from afterfit.plan.cost import Cost, check_fits, costs
 from afterfit.plan.execute import Ran, Status, execute, status_at, status_of
@@ -146,8 +146,9 @@ def run(
 def _attempt(prepared: Prepared, where: Where, display: Display | None) -> Outcome:
     """With the budget as it is."""
     store, has = prepared.store, _memory(where)
-    bound_gb = has.gpu_gb if where.gpus else has.machine_gb
-    check_fits(prepared.remaining, prepared.config.memory_gb, bound_gb, _free_bytes(store))
+    if prepared.remaining:
+        _check_gpu(where)
+    check_fits(prepared.remaining, prepared.config.memory_gb, has.machine_gb, _free_bytes(store), has.gpu_gb)
     RunRecord.of(prepared.config, prepared.request, prepared.plan).write(store)
     ran, notes = finish(prepared.plan, prepared.request, store, where=where, display=display)
     FitRecord.of(prepared.request, prepared.plan).write(store)
@@ -177,11 +178,15 @@ def finish(
 
     Returns:
         What became of each stage, and what the engine had to say.
+
+    Raises:
+        ConfigError: if something is to be done on a GPU of this machine, and there is none.
     """
     done = {stage.name: Ran(stage, found, True, 0.0) for stage in plan if (found := store.find(stage.place))}
     if len(done) == len(plan):  # no engine is opened, so that a second run needs no cluster
         return done, []
     where = where or Where()
+    _check_gpu(where)
     if where.gpus:
         request = replace(request, device="cuda")
     log = StageLog(store, display or Silent())
@@ -274,6 +279,12 @@ def warnings_of(scores: pa.Table | None) -> Iterator[str]:
                 f"On {dataset} the posterior's NLL is {after:.4f} nats, and the network's {before:.4f}: "
                 "check that the validation data are like these, or raise `method.prior_precision`."
             )
+
+
+def _check_gpu(where: Where) -> None:
+    """Of this process; Ray gives its workers theirs."""
+    if where.gpus and where.engine == "inprocess":
+        check_gpu()
 
 
 def _memory(where: Where) -> Memory:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from afterfit.engine import open_engine
-from afterfit.errors import ConfigError, ResourceError
+from afterfit.errors import ConfigError, OutOfMemoryError, ResourceError
 from afterfit.methods.ella import Ella
 from afterfit.methods.ggn_nystrom import GgnNystrom
 from afterfit.network.likelihoods import Categorical
@@ -135,8 +135,9 @@ def test_a_recipe_that_is_not_in_the_table_has_no_cost_and_stops_nothing():
     check_fits(counted, 1.0, 1.0, 0.0)
 
 
-def cost(memory_gb: float = 0.0, stored_gb: float = 0.0, is_budgeted: bool = True) -> Cost:
-    return Cost(flops=1.0, memory_gb=memory_gb, stored_bytes=stored_gb * GB, num_units=1, is_budgeted=is_budgeted)
+def cost(memory_gb: float = 0.0, stored_gb: float = 0.0, is_budgeted: bool = True, device_gb: float = 0.0) -> Cost:
+    known = {"flops": 1.0, "num_units": 1, "is_budgeted": is_budgeted}
+    return Cost(memory_gb=memory_gb, stored_bytes=stored_gb * GB, device_gb=device_gb, **known)
 
 
 def test_a_stage_above_the_budget_is_refused_with_the_value_that_would_fit():
@@ -151,6 +152,30 @@ def test_a_stage_that_the_budget_does_not_bound_is_refused_by_the_machine_only()
     check_fits(training, 2.0, None, None)
     with pytest.raises(ResourceError, match=r"holds 20 GB at once, but this machine has 16 GB"):
         check_fits(training, 2.0, 16.0, None)
+
+
+def test_a_gpu_bounds_what_is_beside_the_network_and_the_machine_bounds_the_rest():
+    needed = {"gram": cost(memory_gb=100.0), "curvature": cost(memory_gb=70.0, device_gb=40.0)}
+    check_fits(needed, 120.0, 512.0, None, 80.0)
+    check_fits({"curvature": needed["curvature"]}, 120.0, 30.0, None, 40.0)
+    with pytest.raises(OutOfMemoryError, match=r"curvature holds 40 GB at once .*, but the GPU has 39 GB\.$") as told:
+        check_fits(needed, 120.0, 512.0, None, 39.0)
+    assert (told.value.stage, told.value.has_gb, told.value.on_gpu) == ("curvature", 39.0, True)
+    with pytest.raises(OutOfMemoryError, match=r"gram holds 100 GB at once .*, but this machine has 64 GB\.$") as told:
+        check_fits(needed, 120.0, 64.0, None, 80.0)
+    assert not told.value.on_gpu
+    with pytest.raises(OutOfMemoryError, match=r"curvature holds 70 GB at once .*, but this machine has 64 GB\.$"):
+        check_fits({"curvature": needed["curvature"]}, 120.0, 64.0, None)  # without a GPU all is on the host
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_rows_of_micro_batches_lie_beside_the_network(name):
+    asked = requested(name)
+    counted = costs(posterior_plan(asked), asked)
+    held = {stage for stage, cost in counted.items() if cost is not None and cost.device_gb}
+    sums = "sketch" if name == "ggn_nystrom" else "curvature"
+    assert held == {sums, "features-test"} | ({"features-validation"} & set(counted))
+    assert all(cost.device_gb < cost.memory_gb for cost in counted.values() if cost is not None and cost.device_gb)
 
 
 def test_a_disk_without_room_is_refused():
