@@ -1,6 +1,7 @@
 """A stage that runs out of memory: one sentence with the value that would fit, and a run that goes on with it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import afterfit
+import tiny_networks
 from afterfit.errors import OutOfMemoryError
 from afterfit.plan import run as run_module
 from afterfit.resources import Memory
@@ -101,6 +103,32 @@ def test_training_is_told_to_take_smaller_batches(project):
     training = {"epochs": 1, "batch_size": 32, "num_slices": 1}
     write_config(project / "tiny.yaml", greedy_config(training=training))
     assert "does not bound it: lower `training.batch_size`" in refusal("run", "tiny.yaml", code=1)
+
+
+def test_predictions_that_run_out_are_told_the_value_without_another_pass(project, monkeypatch):
+    tree = greedy_config()
+    tree["network"]["arguments"]["most"] = 64
+    write_config(project / "tiny.yaml", tree)
+    good("run", "tiny.yaml")
+    monkeypatch.setattr(tiny_networks.Greedy, "forward", running_out(tiny_networks.Greedy.forward))
+    assert refusal("predict", "store", "--data", "train.parquet", "--out", "new.parquet", code=1) == (
+        "Error: The stage features-new ran out of memory with `memory_gb: 0.0002`; by its counts 0.0001 would fit: "
+        "run the run's configuration with `--set memory_gb=0.0001`, then this command again."
+    )
+
+
+def running_out(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """From the first micro-batch of several examples on, nothing fits any more, not even one example."""
+    is_full = False
+
+    def tried(network: torch.nn.Module, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # as forward's
+        nonlocal is_full
+        is_full = is_full or len(input) > 1
+        if is_full:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(network, input)
+
+    return tried
 
 
 def fitted(**options: Any) -> afterfit.Posterior:

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afterfit.algebra import full_batch
 from afterfit.data.identity import IdentifiedExamples
 from afterfit.data.origin import open_origin
 from afterfit.data.scratch import scratch_folder
@@ -28,7 +27,6 @@ from afterfit.plan.run import Where, finish
 from afterfit.plan.shortage import Shortage, opening
 from afterfit.plan.stage import Stage
 from afterfit.posterior.links import Link
-from afterfit.rows.tape import TapeBackend
 from afterfit.store.artifact import StoredArtifact
 from afterfit.store.directory import Store
 from afterfit.store.files import files_at
@@ -92,9 +90,9 @@ def predict(
     try:
         ran, _ = finish(plan, request, store, where=where, display=display)
     except OutOfMemoryError as error:
-        coverage = TapeBackend(_bench(plan, request, store).network).coverage(full_batch(examples, [0]))
-        shortage = Shortage.of(error, replace(request, coverage=coverage))
-        raise OutOfMemoryError(shortage.sentence("later"), stage=error.stage, has_gb=error.has_gb) from error
+        # From the run's recorded sizes alone: the failed frames are still alive, and no pass would fit beside them.
+        said = Shortage.of(error, request).sentence("later")
+        raise OutOfMemoryError(said, stage=error.stage, has_gb=error.has_gb, on_gpu=error.on_gpu) from error
     made = ran[f"predictions-{ROLE}"]
     content, columns = _parquet(made.artifact)
     files_at(folder).replace(name, content)

@@ -1,7 +1,7 @@
 """The record `run.json` of a store: what was run there, so that everything after it needs only the store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from afterfit.plan.config import RunConfig
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import method_named
 from afterfit.plan.stage import Stage
+from afterfit.rows.counts import Counts
+from afterfit.rows.coverage import Coverage
 from afterfit.store.directory import Store, open_store
 from afterfit.training.loaded import LoadedWeights
 from afterfit.training.point_estimate import PointEstimate
 
 NAME = "run.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class RunRecord:
             "state_bytes": request.state_bytes,
             "micro_batch": request.micro_batch,
             "forward_flops": request.forward_flops,
+            "coverage": None if request.coverage is None else asdict(request.coverage),
             "data": {
                 role: {
                     "identity": source.identity,
@@ -104,7 +107,13 @@ class RunRecord:
             has_auto_micro_batch=config.micro_batch == "auto",
             arithmetic=config.rows,
             forward_flops=sizes["forward_flops"],
+            coverage=_coverage(sizes["coverage"]),
         )
+
+
+def _coverage(found: Mapping[str, Any] | None) -> Coverage | None:
+    """From JSON, which has lists for tuples."""
+    return None if found is None else Coverage(**{**found, "counts": tuple(Counts(*each) for each in found["counts"])})
 
 
 def read_record(store: Store) -> RunRecord:
