@@ -15,6 +15,11 @@ def padded(lengths: np.ndarray, max_lengths: Sequence[int]) -> np.ndarray:
     return np.minimum(-(-np.maximum(lengths, 1) // STEP) * STEP, np.asarray(max_lengths))
 
 
+def most_examples(micro_batch: int) -> int:
+    """Of a micro-batch, however short they are; a power of two."""
+    return 1 << (max(MAX_EXAMPLES, micro_batch).bit_length() - 1)
+
+
 def planned_by_tokens(
     start: int, lengths_NR: np.ndarray, max_lengths: Sequence[int], micro_batch: int
 ) -> list[list[int]]:
@@ -37,7 +42,7 @@ def planned_by_tokens(
     sizes_NR = padded(lengths_NR, max_lengths)
     budget = micro_batch * sum(max_lengths)
     order = np.lexsort((np.arange(len(sizes_NR)), -sizes_NR.sum(axis=1)))
-    most = 1 << (max(MAX_EXAMPLES, micro_batch).bit_length() - 1)
+    most = most_examples(micro_batch)
     made: list[list[int]] = []
     while len(order):
         count = most

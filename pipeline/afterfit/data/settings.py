@@ -235,6 +235,11 @@ class DataSettings(Frozen):
     augment: Augment | None = None
     """Fixed random augmentation of the pictures; none by default."""
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether a micro-batch has more examples where they are short."""
+        return any(isinstance(how, TextColumns) and how.pad_to == "longest" for how in self.columns.inputs.values())
+
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         origins = (self.path is not None or self.hub is not None) + (self.factory is not None)

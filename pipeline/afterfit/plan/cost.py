@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from afterfit.algebra import Unit
+from afterfit.data.lengths import most_examples
 from afterfit.errors import OutOfMemoryError, ResourceError
 from afterfit.methods.subspace import NUM_CHUNKS
 from afterfit.plan.request import FitRequest
@@ -190,8 +191,26 @@ def _subspace_curvature(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Cou
     count, kept = sizes.num_examples("train"), sizes.num_features
     work = sizes.times(count, kept) + 2.0 * count * sizes.num_outputs * kept**2
     stored = _chunks_bytes("train", sizes)
-    rows = sizes.row_bytes
+    rows = _row_bytes("train", sizes)
     return Counted(work, rows + sizes.columns_bytes(kept) + stored / len(units), stored, device_bytes=rows)
+
+
+def _row_bytes(role: str, sizes: Sizes) -> float:
+    """Explicit rows of a micro-batch of a role, and the gradients that they are made of.
+
+    Rows do not shrink with texts, of which more are taken together the shorter they are, within the tokens of a
+    micro-batch of full length: of all the numbers of examples that may come of it, the one that holds the most counts.
+    """
+    request, settings = sizes.request, sizes.request.data[sizes.roles.get(role, role)].settings
+    coverage, full = request.coverage, sizes.micro_batch
+    if settings is None or not settings.is_ragged or coverage is None:
+        return sizes.row_bytes
+    held = [sizes.row_bytes]
+    for count in (1 << power for power in range(most_examples(full).bit_length())):
+        if count > full:
+            shorter = replace(coverage, gradient_numbers=-(-coverage.gradient_numbers * full // count))
+            held.append(replace(sizes, request=replace(request, micro_batch=count, coverage=shorter)).row_bytes)
+    return max(held)
 
 
 def _chunks_bytes(role: str, sizes: Sizes) -> float:
@@ -220,7 +239,7 @@ def _output_features(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counte
         work += 2.0 * count * outputs**2 * sizes.num_weights
         numbers += count * outputs**2
     stored = float(numbers * sizes.state_bytes + 2 * 8 * count)
-    rows = sizes.row_bytes
+    rows = _row_bytes(recipe.role, sizes)
     return Counted(work, rows + sizes.columns_bytes(kept) + stored / len(units), stored, device_bytes=rows)
 
 
@@ -268,11 +287,12 @@ def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     groups = len({unit.tree for unit in units})
     image = probes * sizes.num_weights
     widest = max(_weights_of(unit, sizes) for unit in units)
+    rows = _row_bytes("train", sizes)
     return Counted(
         sizes.ggn_times(count, probes, groups),
-        sizes.row_bytes + sizes.columns_bytes(probes) + widest * probes * sizes.state_bytes,
+        rows + sizes.columns_bytes(probes) + widest * probes * sizes.state_bytes,
         float(image * sizes.state_bytes),
-        device_bytes=sizes.row_bytes,
+        device_bytes=rows,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from afterfit.data.settings import DataSettings
 from afterfit.engine import open_engine
 from afterfit.errors import ConfigError, OutOfMemoryError, ResourceError
 from afterfit.methods.ella import Ella
@@ -118,6 +119,35 @@ def test_what_is_explicit_stays_within_memory_when_there_is_little():
     assert counted["gram"].num_units > 1
     check_fits(counted, 1e-4, None, None)
     assert max(cost.memory_gb for cost in counted.values() if cost.is_budgeted) > 0.2e-4
+
+
+def with_texts(asked: FitRequest, pad_to: str) -> FitRequest:
+    """The same sizes, with data that say they are texts."""
+    column = {"kind": "text", "column": "text", "tokenizer": "none", "max_length": 512, "pad_to": pad_to}
+    settings = DataSettings.model_validate({"path": "none", "columns": {"inputs": {"x": column}}})
+    return replace(asked, data={role: replace(source, settings=settings) for role, source in asked.data.items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("ella", "curvature"), ("ella", "features-test"), ("ggn_nystrom", "sketch")]
+)
+def test_short_texts_hold_the_rows_of_as_many_as_are_taken_together(name, stage):
+    asked = requested(name, micro_batch=1)
+    full, ragged, wide = (
+        costs(posterior_plan(each), each)[stage]
+        for each in (with_texts(asked, "max_length"), with_texts(asked, "longest"), replace(asked, micro_batch=32))
+    )
+    assert full == costs(posterior_plan(asked), asked)[stage]
+    rows_gb = NUM_OUTPUTS * asked.layout.num_weights * asked.state_bytes / GB
+    assert ragged.memory_gb - full.memory_gb == pytest.approx(31 * rows_gb, rel=0.01)
+    assert ragged.device_gb < wide.device_gb  # gradients are those of as many tokens, whatever the number of texts
+    assert (ragged.flops, ragged.stored_bytes) == (full.flops, full.stored_bytes)
+
+
+@pytest.mark.parametrize("memory_gb", [1e-3, 1e-4, 3e-5])
+def test_with_little_memory_short_texts_hold_no_more_than_the_budget(memory_gb):
+    asked = with_texts(requested("ella", memory_gb=memory_gb, micro_batch=1), "longest")
+    check_fits(costs(posterior_plan(asked), asked), memory_gb, None, None)
 
 
 @dataclass(frozen=True)
