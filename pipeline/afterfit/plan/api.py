@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -72,13 +72,18 @@ class Posterior:
         tiles = self._artifact("basis").tiles("basis")
         return held_columns(tiles, self.network.layout, self.record.memory_gb)
 
-    def predict(self, batch: Mapping[str, Tensor] | Batch) -> Gaussian:
+    def predict(self, batch: Mapping[str, Tensor] | Batch, outputs: Sequence[int] | None = None) -> Gaussian:
         """Mean (B, C) and covariance (B, C, C) of the outputs, and probabilities from them.
 
         Args:
             batch: inputs keyed by forward's argument names; `label` and `target` are passed over.
+            outputs: indexes of S outputs to predict, in place of all C; probabilities are then among these alone.
 
-        Cost: one pass of rows over the batch, in micro-batches; B C K numbers are held.
+        Cost: one pass of rows over the batch, in micro-batches; B C K numbers are held. With many outputs, rows of a
+        few take as many backward passes as are chosen.
+
+        Raises:
+            ConfigError: for a batch without inputs, or outputs that there are not.
         """
         inputs = batch.inputs if isinstance(batch, Batch) else batch
         inputs = {name: value for name, value in inputs.items() if name not in ("label", "target")}
@@ -92,7 +97,7 @@ class Posterior:
         for start in range(0, num_examples, self.record.micro_batch):
             part = slice(start, start + self.record.micro_batch)
             piece = Batch({name: value[part] for name, value in inputs.items()}, None, indexes[part])
-            made.append(linearise(backend, piece, self.basis, with_kernel=with_kernel))
+            made.append(linearise(backend, piece, self.basis, with_kernel=with_kernel, outputs=outputs))
         kernels = [part.kernel_BCC for part in made if part.kernel_BCC is not None]
         return self.weights.outputs(
             torch.cat([part.mean_BC for part in made]),

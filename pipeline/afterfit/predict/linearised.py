@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,13 +24,21 @@ class Linearised(NamedTuple):
     kernel_BCC: Tensor | None  # J J^T, where it was asked for
 
 
-def linearise(backend: RowBackend, batch: Batch, basis: Mapping[str, Tensor], *, with_kernel: bool) -> Linearised:
-    """Outputs, features and kernel of a micro-batch, in the dtype that sums are kept in."""
-    rows = backend.rows(batch, unit_cotangents)
-    dtype = state_dtype(rows.outputs_BC.dtype)
+def linearise(
+    backend: RowBackend,
+    batch: Batch,
+    basis: Mapping[str, Tensor],
+    *,
+    with_kernel: bool,
+    outputs: Sequence[int] | None = None,
+) -> Linearised:
+    """Outputs, features and kernel of a micro-batch, in the dtype that sums are kept in; of all outputs, or of some."""
+    rows = backend.rows(batch, partial(unit_cotangents, chosen=outputs))
+    mean_BC = rows.outputs_BC if outputs is None else rows.outputs_BC[:, list(outputs)]
+    dtype = state_dtype(mean_BC.dtype)
     features_BCK = rows.times(basis).to(dtype)
     kernel_BCC = rows.gram().to(dtype) if with_kernel else None
-    return Linearised(rows.outputs_BC.to(dtype), features_BCK, kernel_BCC)
+    return Linearised(mean_BC.to(dtype), features_BCK, kernel_BCC)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.errors import ConfigError
 from afterfit.layout import Tile
 
 Cotangents = Callable[[Tensor], Tensor]
@@ -65,8 +66,15 @@ class RowBackend(Protocol):
         ...
 
 
-def unit_cotangents(outputs_BC: Tensor) -> Tensor:
-    """One row for each output: (B, C, C)."""
+def unit_cotangents(outputs_BC: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
+    """One row for each output (B, C, C), or for each chosen one (B, S, C).
+
+    Raises:
+        ConfigError: for chosen outputs that there are not, or that are chosen twice.
+    """
     num_outputs = outputs_BC.shape[1]
-    eye = torch.eye(num_outputs, dtype=outputs_BC.dtype, device=outputs_BC.device)
-    return eye.expand(len(outputs_BC), num_outputs, num_outputs)
+    if chosen is not None and (not chosen or sorted({*chosen} & {*range(num_outputs)}) != sorted(chosen)):
+        raise ConfigError(f"The outputs {list(chosen)} were chosen of {num_outputs}; give numbers from 0, each once.")
+    eye_CC = torch.eye(num_outputs, dtype=outputs_BC.dtype, device=outputs_BC.device)
+    eye_SC = eye_CC if chosen is None else eye_CC[list(chosen)]
+    return eye_SC.expand(len(outputs_BC), *eye_SC.shape)
