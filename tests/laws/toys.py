@@ -218,4 +218,5 @@ def _total(left: State, right: State) -> str:
 def main(toy: str, uri: str, log: Path, options: Mapping[str, Any]) -> None:
     """Run a toy in a process of its own."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup has taken away
     run_toys([toy], uri, log, **options)
