@@ -22,12 +22,28 @@ def has_forward_mode(passes: Passes) -> bool:
     mixed precision: autocast converts weights and leaves their tangents, which a convolution on a CPU does not take.
 
     An embedding that keeps a padding row has no gradient there in reverse mode, but has one in forward mode. Rows
-    are what reverse mode gives, which is also what training saw.
+    are what reverse mode gives, which is also what training saw: so that row's tangent is left out, which can only be
+    done where nothing else uses the weight.
     """
     network = passes.network
-    embeddings = (part for part in network.module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
+    padded = _padded(network)
     is_taken = network.output != "tokens" and not passes.autocast and not network.away
-    return is_taken and all(part.padding_idx is None for part in embeddings)
+    return is_taken and all(len(uses) == 1 for uses in padded.values())
+
+
+def _padded(network: Network) -> dict[str, list[nn.Module]]:
+    """Chosen blocks that are embeddings with a padding row -> the layers that hold them."""
+    names = {id(weight): name for name, weight in network.module.named_parameters() if name in network.weights}
+    holders: dict[str, list[nn.Module]] = {}
+    for part in network.module.modules():
+        for weight in part._parameters.values():
+            if id(weight) in names:
+                holders.setdefault(names[id(weight)], []).append(part)
+    return {name: parts for name, parts in holders.items() if any(_padding(part) is not None for part in parts)}
+
+
+def _padding(part: nn.Module) -> int | None:
+    return part.padding_idx if isinstance(part, nn.Embedding | nn.EmbeddingBag) else None
 
 
 def forward_mode_agrees(
@@ -66,12 +82,15 @@ def push_forward(
 
     Cost: about two forward passes for each column.
     """
-    products = []
+    products, padded = [], _padded(network)
     for column in range(next(iter(columns.values())).shape[1]):
         flat = {name: tile_Pk[:, column] for name, tile_Pk in columns.items()}
         tangent = {
             name: direction.to(network.weights[name]) for name, direction in network.layout.assemble(flat).items()
         }
+        for name, (layer, *_) in padded.items():
+            row = torch.tensor([_padding(layer)], device=tangent[name].device)
+            tangent[name] = tangent[name].index_fill(0, row, 0.0)
         # Weights that are not chosen would otherwise have a graph for reverse mode recorded as well.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             pushed = torch.func.jvp(lambda weights: network(inputs, weights), (network.weights,), (tangent,))

@@ -131,3 +131,16 @@ def test_positions_on_which_no_output_depends_are_left_out(num_columns):
     assert_near(rows.times(by_tile(network.layout, columns_Pk)), dense_rows(network, batch, rows) @ columns_Pk, 1e-10)
     positions = [use.inputs.shape[1] for uses in rows._met.values() for use in uses if isinstance(use, Outer)]
     assert min(positions) == 1 < max(positions)
+
+
+def test_one_column_of_a_network_with_a_padding_row_goes_by_forward_mode_without_it():
+    case = case_named("bert")  # its word embedding has one, which the tokens of the first micro-batch contain
+    network, batch = case.network(), case.batches[0]
+    layer = network.module.get_input_embeddings()
+    assert layer.padding_idx is not None
+    assert (batch.inputs["input_ids"] == layer.padding_idx).any()
+    backend = TapeBackend(network)
+    rows = backend.rows(batch, some_cotangents(3))
+    columns_Pk = numbers("columns", network.layout.num_weights, 1)
+    assert backend.has_forward_mode(batch)
+    assert_near(rows.times(by_tile(network.layout, columns_Pk)), dense_rows(network, batch, rows) @ columns_Pk, 1e-10)
