@@ -12,6 +12,16 @@ from cases import assert_near, case_named
 from row_checks import by_tile, joined, numbers, some_cotangents, squared, transposed
 
 
+@pytest.fixture
+def compiler() -> None:
+    """Skips where there is none."""
+    try:
+        module._check_compiler()
+    except ConfigError:
+        pytest.skip("a C++ compiler is needed, and this machine has none")
+
+
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["float32", "float64"])
 def test_every_verb_is_the_uncompiled_one_by_whole_graphs(dtype, rtol):
     counters.clear()
@@ -29,6 +39,7 @@ def test_every_verb_is_the_uncompiled_one_by_whole_graphs(dtype, rtol):
     assert not counters["graph_break"]
 
 
+@pytest.mark.usefixtures("compiler")
 def test_bits_do_not_depend_on_the_sizes_that_came_before():
     sizes = [(8, 8), (5, 8), (1, 8), (24, 300)]
     rows = {size: numbers(f"rows {size}", *size).float() for size in sizes}
@@ -45,6 +56,7 @@ def test_bits_do_not_depend_on_the_sizes_that_came_before():
     assert all(torch.equal(one[size], other[size]) for size in sizes)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_the_public_products_take_it():
     case = case_named("mlp")
     inputs = [batch.inputs for batch in case.batches]
