@@ -94,6 +94,16 @@ class NetworkCase:
         return _examples(self, "train", self.num_examples)
 
     @property
+    def items(self) -> list[dict[str, Tensor]]:
+        """The training data as `afterfit.fit` takes them."""
+        examples = self.examples
+        target = "target" if self.likelihood.name == "gaussian" else "label"
+        return [
+            {name: value[i] for name, value in examples.inputs.items()} | {target: examples.labels[i]}
+            for i in range(examples.num_examples)
+        ]
+
+    @property
     def fresh(self) -> TensorExamples:
         """Five examples that are not in the training data."""
         return _examples(self, "fresh", 5)

@@ -54,9 +54,13 @@ def dense_rows(network: Network, batch: Batch, rows) -> Tensor:
 
 def assert_every_verb_is_dense(network: Network, batch: Batch, rows, rtol: float) -> None:
     """All verbs against the dense Jacobian, with few columns and with many."""
-    layout, size = network.layout, (len(batch), rows.num_cotangents)
-    dense_BSP = dense_rows(network, batch, rows)
     assert_near(rows.outputs_BC, network(batch.inputs).detach(), rtol)
+    assert_every_verb_is_of(dense_rows(network, batch, rows), network.layout, rows, rtol)
+
+
+def assert_every_verb_is_of(dense_BSP: Tensor, layout: Layout, rows, rtol: float) -> None:
+    """All verbs against explicit rows."""
+    size = dense_BSP.shape[:2]
     for num_columns in (2, 5, 40):
         columns_Pk = numbers(f"columns {num_columns}", layout.num_weights, num_columns)
         assert_near(rows.times(by_tile(layout, columns_Pk)), dense_BSP @ columns_Pk, rtol)

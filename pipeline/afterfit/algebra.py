@@ -330,3 +330,11 @@ def merge_in_order(merge: Callable[[Item, Item], Item], items: Iterable[Item]) -
     while stack:
         total = merge(stack.pop()[1], total)
     return total
+
+
+def fold_examples(
+    accumulator: Accumulator, examples: Examples, start: int, stop: int, micro_batch: int, cursor: Cursor
+) -> State:
+    """Accumulate examples start to stop - 1 in their planned micro-batches, from where the cursor stands."""
+    planned = micro_batches(examples, start, stop, micro_batch)
+    return fold(accumulator, lambda position: batches(examples, planned[position:]), len(planned), cursor)

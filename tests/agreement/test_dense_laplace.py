@@ -22,22 +22,13 @@ def tolerance(case: NetworkCase) -> float:
 def fitted(case: NetworkCase, method: object) -> Posterior:
     return afterfit.fit(
         case.module(),
-        items(case),
+        case.items,
         method=method,  # type: ignore[arg-type]
         likelihood=case.likelihood,
         output=case.output,
         micro_batch=4,
         num_shards=2,
     )
-
-
-def items(case: NetworkCase) -> list[dict[str, Tensor]]:
-    examples = case.examples
-    target = "target" if case.likelihood.name == "gaussian" else "label"
-    return [
-        {name: value[i] for name, value in examples.inputs.items()} | {target: examples.labels[i]}
-        for i in range(examples.num_examples)
-    ]
 
 
 def everything(case: NetworkCase) -> Batch:

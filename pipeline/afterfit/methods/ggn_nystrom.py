@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, merge_in_order, micro_batches
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, fold_examples, merge_in_order
 from afterfit.errors import RankError
 from afterfit.frozen import Frozen, Positive
 from afterfit.layout import Tile
@@ -21,7 +21,7 @@ from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
-from afterfit.rows.protocol import Cotangents, RowBackend
+from afterfit.rows.protocol import RowBackend, cotangents_of
 from afterfit.seeds import Seed, signs
 
 IMAGE_SHARE = 0.25
@@ -102,14 +102,6 @@ class GgnSketch:
     likelihood: Likelihood
     num_samples: int | None = None
 
-    def cotangents(self, batch: Batch) -> Cotangents:
-        """Exact, or drawn; an example's position names its draws, so that every group of tiles has the same."""
-        num = self.num_samples
-        if num is None:
-            return self.likelihood.root
-        place = Seed(self.seed, ("cotangents",))
-        return lambda outputs_BC: self.likelihood.sample_cotangents(outputs_BC, place, batch.indexes, num)
-
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Every shard for every group of tiles."""
         budget = IMAGE_SHARE * outline.memory_gb * GB
@@ -137,16 +129,10 @@ class _SketchReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         start, stop = unit.details["start"], unit.details["stop"]
-        data = self.bench.data("train")
-        planned = micro_batches(data, start, stop, self.bench.micro_batch)
         wanted = set(unit.details["tiles"])
         tiles = [tile for tile in self.bench.network.layout if tile.name in wanted]
-        return fold(
-            SketchSum(self.recipe, self.bench, tiles),
-            lambda position: batches(data, planned[position:]),
-            len(planned),
-            cursor,
-        )
+        accumulator = SketchSum(self.recipe, self.bench, tiles)
+        return fold_examples(accumulator, self.bench.data("train"), start, stop, self.bench.micro_batch, cursor)
 
     def merge(self, left: State, right: State) -> State:
         return add(left, right)
@@ -180,7 +166,9 @@ class SketchSum:
 
     def accumulate(self, state: State, batch: Batch) -> State:
         """Add R^T (R Omega) of one micro-batch, in place."""
-        rows = self._backend.rows(batch, self.recipe.cotangents(batch))
+        recipe = self.recipe
+        cotangents = cotangents_of(recipe.likelihood, recipe.num_samples, recipe.seed, batch)
+        rows = self._backend.rows(batch, cotangents)
         images = {tile.name: state[f"image/{tile.name}"] for tile in self.tiles}
         for part in rows.parts(self.recipe.num_probes):
             part.transpose_times(part.times(self._probes), images)

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold, micro_batches
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, fold_examples
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
 from afterfit.rows import row_backend
@@ -78,8 +78,7 @@ class _FeaturesTask:
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         start, stop = unit.details["start"], unit.details["stop"]
         data = self.bench.data(self.recipe.role)
-        planned = micro_batches(data, start, stop, self.bench.micro_batch)
-        state = fold(_Collect(self), lambda position: batches(data, planned[position:]), len(planned), cursor)
+        state = fold_examples(_Collect(self), data, start, stop, self.bench.micro_batch, cursor)
         families = dict.fromkeys(name.partition("/")[0] for name in state)
         whole = {
             family: torch.cat([state[name] for name in state if name.startswith(f"{family}/")]) for family in families

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from functools import cache
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,27 +11,11 @@ from torch import Tensor
 from afterfit.errors import ConfigError
 
 
-class Contractions(Protocol):
-    """Of rows (X, p) of one slice. Each adds to what it is given."""
+class Contractions:
+    """Of rows (X, p) of one slice, one operation of torch after another. Each adds to what it is given."""
 
     def times(self, rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
         """Adds R V, whatever dtype the sum has."""
-        ...
-
-    def transpose_times(self, rows_Xp: Tensor, weights_Xk: Tensor, into_pk: Tensor) -> None:
-        """Adds R^T W."""
-        ...
-
-    def squares(self, rows_Xp: Tensor, into_p: Tensor) -> None:
-        """Adds the sum of R*R."""
-        ...
-
-
-class Eager:
-    """One operation of torch after another."""
-
-    def times(self, rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:
-        """Adds R V."""
         into_Xk += (rows_Xp @ columns_pk).to(into_Xk.device)
 
     def transpose_times(self, rows_Xp: Tensor, weights_Xk: Tensor, into_pk: Tensor) -> None:
@@ -40,10 +24,10 @@ class Eager:
 
     def squares(self, rows_Xp: Tensor, into_p: Tensor) -> None:
         """Adds the sum of R*R."""
-        into_p += rows_Xp.square().sum(dim=0)
+        _squares(rows_Xp, into_p)
 
 
-class Compiled(Eager):
+class Compiled(Contractions):
     """Made by `torch.compile`, once a process for each combination of sizes, about a second each.
 
     Free sizes would need fewer graphs, but what these do would depend on the sizes that came first, and so bits on
@@ -76,7 +60,7 @@ class Compiled(Eager):
 
 def contractions(*, compiled: bool) -> Contractions:
     """Those that a recipe asks for."""
-    return Compiled() if compiled else Eager()
+    return Compiled() if compiled else Contractions()
 
 
 def _times(rows_Xp: Tensor, columns_pk: Tensor, into_Xk: Tensor) -> None:

@@ -80,7 +80,7 @@ def push_forward(
 ) -> Tensor:
     """U (J V), (B, S, k) in float64, one column at a time. Fused attention has no forward mode, so it is made plain.
 
-    Cost: about two forward passes for each column.
+    Cost: about three forward passes for each column.
     """
     products, padded = [], _padded(network)
     for column in range(next(iter(columns.values())).shape[1]):

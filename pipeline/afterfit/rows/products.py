@@ -15,9 +15,8 @@ from afterfit.network.tokens import TokenCategorical, refuse_exact
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows.planning import KEPT_SHARE
-from afterfit.rows.protocol import Cotangents, Rows, unit_cotangents
+from afterfit.rows.protocol import Rows, cotangents_of, unit_cotangents
 from afterfit.rows.tape import TapeBackend
-from afterfit.seeds import Seed
 
 Inputs = Mapping[str, Tensor]
 """A micro-batch, keyed by forward's argument names; with the tokens likelihood `labels` too, -100 where none counts."""
@@ -170,14 +169,7 @@ def _rows(
             batch = _with_labels(batch)
             here = meaning.on(batch)
         first += len(batch)
-        yield backend.rows(batch, _cotangents(here, num_samples, seed, batch))
-
-
-def _cotangents(likelihood: Likelihood, num_samples: int | None, seed: int, batch: Batch) -> Cotangents:
-    if num_samples is None:
-        return likelihood.root
-    place = Seed(seed, ("cotangents",))
-    return lambda outputs_BC: likelihood.sample_cotangents(outputs_BC, place, batch.indexes, num_samples)
+        yield backend.rows(batch, cotangents_of(here, num_samples, seed, batch))
 
 
 def _batch(inputs: Inputs, first: int) -> Batch:

@@ -13,6 +13,8 @@ from torch import Tensor
 from afterfit.algebra import Batch
 from afterfit.errors import ConfigError
 from afterfit.layout import Tile
+from afterfit.network.likelihoods import Likelihood
+from afterfit.seeds import Seed
 
 Cotangents = Callable[[Tensor], Tensor]
 """From the outputs (B, C) of the micro-batch to its cotangents (B, S, C)."""
@@ -64,6 +66,14 @@ class RowBackend(Protocol):
     def rows(self, batch: Batch, cotangents: Cotangents) -> Rows:
         """The rows of a micro-batch."""
         ...
+
+
+def cotangents_of(likelihood: Likelihood, num_samples: int | None, seed: int, batch: Batch) -> Cotangents:
+    """Exact ones, or drawn ones; an example's position names its draws, so that every pass over it has the same."""
+    if num_samples is None:
+        return likelihood.root
+    place = Seed(seed, ("cotangents",))
+    return lambda outputs_BC: likelihood.sample_cotangents(outputs_BC, place, batch.indexes, num_samples)
 
 
 def unit_cotangents(outputs_BC: Tensor, chosen: Sequence[int] | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from afterfit.rows.counts import Counts
-from afterfit.rows.rules import multiplications, rule_for
+from afterfit.rows.rules import is_plain_lookup, multiplications, rule_for
 from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.spread import Spread
 from afterfit.rows.uses.use import Use
@@ -196,10 +196,7 @@ class Recording(TorchFunctionMode):
         if not isinstance(result, Tensor) or first is None:
             return Weight(weight.block, "made")
         if func is torch.nn.functional.embedding and weight.form == "itself":
-            settings = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
-            unusual = any(settings.get(name) is not None for name in ("padding_idx", "max_norm"))
-            unusual = unusual or settings.get("scale_grad_by_freq") or settings.get("sparse")
-            usual = not unusual and first.dim() in (1, 2)
+            usual = is_plain_lookup(args, kwargs) and first.dim() in (1, 2)
             return Weight(weight.block, "looked up", first) if usual else Weight(weight.block, "made")
         if name in _SPREADING and self._spreads(result, first):
             self.spread(weight, first, result)

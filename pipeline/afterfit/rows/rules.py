@@ -139,8 +139,7 @@ def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -
 
 def _lookup(recording: Recording, run: Callable[[], Tensor], given: Given) -> Tensor | None:
     of_weight = recording.weight(given["weight"], "itself")
-    unusual = given.get("max_norm") is not None or given.get("scale_grad_by_freq") or given.get("sparse")
-    if of_weight is None or unusual or not recording.is_whole(given["input"]):
+    if of_weight is None or not _is_plain(given) or not recording.is_whole(given["input"]):
         return None
     output = run()
     padding = given.get("padding_idx")
@@ -149,6 +148,17 @@ def _lookup(recording: Recording, run: Callable[[], Tensor], given: Given) -> Te
     num_tokens, width = given["weight"].shape
     recording.keep(Lookup(of_weight.block, recording.edge(output), index, num_tokens, width, padding))
     return output
+
+
+def _is_plain(given: Given) -> bool:
+    """Whether the gradient of an embedding is the sum over its tokens."""
+    return given.get("max_norm") is None and not given.get("scale_grad_by_freq") and not given.get("sparse")
+
+
+def is_plain_lookup(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether that is so of every row: with a padding row it is not."""
+    given = _LOOKUP.named(args, kwargs)
+    return _is_plain(given) and given.get("padding_idx") is None
 
 
 def _normalisation(
@@ -224,6 +234,7 @@ _LINEAR = Rule("input weight bias", _linear)
 _MATMUL = Rule("input weight", _matmul)
 _ADDMM = Rule("bias input weight", _matmul)
 _CONVOLUTION = Rule("input weight bias stride padding dilation groups", _convolution)
+_LOOKUP = Rule("input weight padding_idx max_norm norm_type scale_grad_by_freq sparse", _lookup)
 _LAYER = Rule("input normalized_shape weight bias eps", _normalisation(_layer, along_channels=False))
 _RMS = Rule("input normalized_shape weight eps", _normalisation(_rms, along_channels=False))
 _GROUP = Rule("input num_groups weight bias eps", _normalisation(_group, along_channels=True))
@@ -240,7 +251,7 @@ _RULES: Mapping[Callable, Rule] = {
     Tensor.addmm: _ADDMM,
     torch.conv1d: _CONVOLUTION,
     torch.conv2d: _CONVOLUTION,
-    F.embedding: Rule("input weight padding_idx max_norm norm_type scale_grad_by_freq sparse", _lookup),
+    F.embedding: _LOOKUP,
     F.layer_norm: _LAYER,
     torch.layer_norm: _LAYER,
     F.rms_norm: _RMS,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, batches, fold, micro_batches
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, add, fold_examples
 from afterfit.errors import NumericalError
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import CORE
@@ -57,9 +57,7 @@ class ResidualSum:
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         """One shard."""
         start, stop = unit.details["start"], unit.details["stop"]
-        data = self.bench.data("train")
-        planned = micro_batches(data, start, stop, self.bench.micro_batch)
-        return fold(self, lambda position: batches(data, planned[position:]), len(planned), cursor)
+        return fold_examples(self, self.bench.data("train"), start, stop, self.bench.micro_batch, cursor)
 
     def finalise(self, state: State) -> Result:
         """The mean."""

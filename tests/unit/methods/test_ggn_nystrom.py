@@ -12,18 +12,12 @@ SAMPLED = pytest.mark.parametrize("name", ["mlp", "bernoulli", "regression"])
 
 def covariance(case: NetworkCase, seed: int, num_samples: int | None, **options: int) -> Tensor:
     """Of the outputs at fresh inputs, with as many probes as weights."""
-    examples = case.examples
-    target = "target" if case.likelihood.name == "gaussian" else "label"
-    items = [
-        {name: value[i] for name, value in examples.inputs.items()} | {target: examples.labels[i]}
-        for i in range(examples.num_examples)
-    ]
     method = afterfit.GgnNystrom(
         num_probes=case.network().layout.num_weights, num_samples=num_samples, seed=seed, prior_precision=PRIOR
     )
     posterior = afterfit.fit(
         case.module(),
-        items,
+        case.items,
         method=method,
         likelihood=case.likelihood,
         output=case.output,

@@ -12,13 +12,8 @@ CASE = case_named("mlp")
 
 @pytest.fixture(scope="module", params=["none", "prior"])
 def posterior(request):
-    examples = CASE.examples
-    items = [
-        {name: value[i] for name, value in examples.inputs.items()} | {"label": examples.labels[i]}
-        for i in range(examples.num_examples)
-    ]
     method = afterfit.Ella(num_landmarks=20, num_features=6, prior_precision=1.0, complement=request.param)
-    return afterfit.fit(CASE.module(), items, method=method, likelihood=CASE.likelihood)
+    return afterfit.fit(CASE.module(), CASE.items, method=method, likelihood=CASE.likelihood)
 
 
 @pytest.mark.parametrize("outputs", [[0], [2, 0]])

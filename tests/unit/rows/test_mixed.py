@@ -16,7 +16,7 @@ from afterfit.rows.functional import FunctionalBackend
 from afterfit.rows.protocol import unit_cotangents
 from afterfit.rows.tape import TapeBackend
 from cases import assert_near, case_named, dense_ggn, dense_jacobian
-from row_checks import by_tile, joined, numbers, some_cotangents, squared, transposed
+from row_checks import assert_every_verb_is_of, by_tile, joined, numbers, some_cotangents, transposed
 
 CASES = [case_named(name) for name in ("mlp", "conv_net", "vit", "bert", "llama")]
 # Passes lose a factor of 25 of the unit roundoff here at most: 4e-3 of bfloat16, 5e-4 of float16.
@@ -35,16 +35,8 @@ def test_every_verb_is_near_the_dense_jacobian_in_float64(case, autocast, backen
     rows = made.rows(batch, some_cotangents(3))
     layout = network.layout
     dense_BSP = rows.cotangents_BSC.double() @ dense_jacobian(case.network(), batch)
-    for num_columns in (2, 40):
-        columns_Pk = numbers(f"columns {num_columns}", layout.num_weights, num_columns)
-        assert_near(rows.times(by_tile(layout, columns_Pk.float())), dense_BSP @ columns_Pk, rtol)
-        weights_BSk = numbers(f"weights {num_columns}", len(batch), 3, num_columns)
-        expected_Pk = torch.einsum("bsp,bsk->pk", dense_BSP, weights_BSk)
-        assert_near(joined(transposed(layout, rows, weights_BSk)), expected_Pk, rtol)
-    assert_near(rows.gram(), dense_BSP @ dense_BSP.mT, rtol)
-    assert_near(joined(squared(layout, rows)), dense_BSP.square().sum(dim=(0, 1)), rtol)
+    assert_every_verb_is_of(dense_BSP, layout, rows, rtol)
     whole_BSP = torch.cat([columns for _, columns in rows.materialise(layout.tiles)], dim=-1)
-    assert_near(whole_BSP, dense_BSP, rtol)
     assert rows.gram().dtype == torch.float64
     assert whole_BSP.dtype == rows.outputs_BC.dtype == torch.float32
     if backend is TapeBackend:
