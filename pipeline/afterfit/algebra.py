@@ -49,7 +49,7 @@ class Examples(Protocol):
 class Ragged(Protocol):
     """Examples of different lengths: a batch is as long as the longest of its examples."""
 
-    def micro_batches(self, start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
+    def micro_batches(self, indexes: Sequence[int], micro_batch: int) -> Sequence[Sequence[int]]:
         """See `micro_batches`; `micro_batch` counts examples of full length."""
         ...
 
@@ -58,19 +58,19 @@ class Ragged(Protocol):
         ...
 
 
-def consecutive(start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
-    """Runs of examples start to stop - 1; the last may be shorter, none is dropped."""
-    return [range(first, min(first + micro_batch, stop)) for first in range(start, stop, micro_batch)]
+def consecutive(indexes: Sequence[int], micro_batch: int) -> Sequence[Sequence[int]]:
+    """Runs of these examples; the last may be shorter, none is dropped."""
+    return [indexes[first : first + micro_batch] for first in range(0, len(indexes), micro_batch)]
 
 
-def micro_batches(examples: Examples, start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
-    """The micro-batches of examples start to stop - 1 in their fixed order, as indexes; every example occurs once.
+def micro_batches(examples: Examples, indexes: Sequence[int], micro_batch: int) -> Sequence[Sequence[int]]:
+    """The micro-batches of these examples in their fixed order, as indexes; every example occurs once.
 
-    They are consecutive, unless the examples have lengths: then those of like length are together, within the tokens
-    of `micro_batch` examples of full length. Cursors count them.
+    They are runs in the order given, unless the examples have lengths: then those of like length are together, within
+    the tokens of `micro_batch` examples of full length. Cursors count them.
     """
     is_ragged = isinstance(examples, Ragged)
-    return (examples.micro_batches if is_ragged else consecutive)(start, stop, micro_batch)
+    return (examples.micro_batches if is_ragged else consecutive)(indexes, micro_batch)
 
 
 def batches(examples: Examples, planned: Sequence[Sequence[int]]) -> Iterator[Batch]:
@@ -333,8 +333,8 @@ def merge_in_order(merge: Callable[[Item, Item], Item], items: Iterable[Item]) -
 
 
 def fold_examples(
-    accumulator: Accumulator, examples: Examples, start: int, stop: int, micro_batch: int, cursor: Cursor
+    accumulator: Accumulator, examples: Examples, indexes: Sequence[int], micro_batch: int, cursor: Cursor
 ) -> State:
-    """Accumulate examples start to stop - 1 in their planned micro-batches, from where the cursor stands."""
-    planned = micro_batches(examples, start, stop, micro_batch)
+    """Accumulate these examples in their planned micro-batches, from where the cursor stands."""
+    planned = micro_batches(examples, indexes, micro_batch)
     return fold(accumulator, lambda position: batches(examples, planned[position:]), len(planned), cursor)

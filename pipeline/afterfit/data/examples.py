@@ -111,22 +111,22 @@ class TableExamples:
         """The same, texts padded to their `max_length`."""
         return self._batch(indexes, is_full=True)
 
-    def micro_batches(self, start: int, stop: int, micro_batch: int) -> Sequence[Sequence[int]]:
-        """Consecutive, unless texts are padded to the longest: then by a budget of tokens, see `planned_by_tokens`.
+    def micro_batches(self, indexes: Sequence[int], micro_batch: int) -> Sequence[Sequence[int]]:
+        """Runs in the order given, unless texts are padded to the longest: then by tokens, see `planned_by_tokens`.
 
         Cost: such texts of these examples are tokenised once.
         """
         ragged = [text for text in self._texts.values() if text.settings.pad_to == "longest"]
-        if not ragged or start >= stop:
-            return consecutive(start, stop, micro_batch)
+        if not ragged or not indexes:
+            return consecutive(indexes, micro_batch)
         columns = list(dict.fromkeys(name for text in ragged for name in text.columns))
         parts = []
-        for first in range(start, stop, LENGTH_ROWS):
-            table = self._rows.take(range(first, min(first + LENGTH_ROWS, stop)), columns)
-            place = partial(_place_after, self._rows, first)
+        for some in consecutive(indexes, LENGTH_ROWS):
+            table = self._rows.take(some, columns)
+            place = partial(_place_of, self._rows, some)
             parts.append(np.stack([text.lengths(table, place) for text in ragged], axis=1))
         max_lengths = [text.settings.max_length for text in ragged]
-        return planned_by_tokens(start, np.concatenate(parts), max_lengths, micro_batch)
+        return planned_by_tokens(indexes, np.concatenate(parts), max_lengths, micro_batch)
 
     def _batch(self, indexes: Sequence[int], *, is_full: bool) -> Batch:
         places = [int(index) for index in indexes]
@@ -206,8 +206,8 @@ class TableExamples:
         return Scale.of(numbers_of(known.take(range(len(known))), columns, known.place))
 
 
-def _place_after(rows: Rows, start: int, position: int) -> str:
-    return rows.place(start + position)
+def _place_of(rows: Rows, indexes: Sequence[int], position: int) -> str:
+    return rows.place(indexes[position])
 
 
 def _all_names(origin: Origin) -> list[str]:

@@ -21,17 +21,17 @@ def most_examples(micro_batch: int) -> int:
 
 
 def planned_by_tokens(
-    start: int, lengths_NR: np.ndarray, max_lengths: Sequence[int], micro_batch: int
+    indexes: Sequence[int], lengths_NR: np.ndarray, max_lengths: Sequence[int], micro_batch: int
 ) -> list[list[int]]:
-    """Cut the examples of a shard into micro-batches; a pure function of the lengths and the recipe.
+    """Cut some examples into micro-batches; a pure function of the lengths and the recipe.
 
-    Examples are sorted by padded length, longest first, ties by index. A micro-batch is the largest power of two of
-    them whose tokens, padding included, stay within those of `micro_batch` examples of full length: powers of two,
-    since every other size is another shape to be checked. Within it they are in the data's order, and micro-batches
-    follow each other by their first examples, so that the beginning of a shard is not its longest texts.
+    Examples are sorted by padded length, longest first, ties in the order given. A micro-batch is the largest power of
+    two of them whose tokens, padding included, stay within those of `micro_batch` examples of full length: powers of
+    two, since every other size is another shape to be checked. Within it they are in the data's order, and
+    micro-batches follow each other by their first examples, so that the beginning of a shard is not its longest texts.
 
     Args:
-        start: index of the first example.
+        indexes: of the examples, ascending.
         lengths_NR: tokens of each example, for each of its R texts.
         max_lengths: (R,) of each text.
         micro_batch: examples of full length that fit.
@@ -48,6 +48,6 @@ def planned_by_tokens(
         count = most
         while count > 1 and count * int(sizes_NR[order[:count]].max(axis=0).sum()) > budget:
             count //= 2
-        made.append(sorted(start + int(position) for position in order[:count]))
+        made.append(sorted(indexes[int(position)] for position in order[:count]))
         order = order[count:]
     return sorted(made)

@@ -63,7 +63,7 @@ class Ella(Frozen):
         """
         check_num_landmarks(self.num_landmarks, num_examples, num_outputs)
 
-    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
+    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """Landmarks, their Gram, the basis V of its leading eigenvectors, and the data's curvature in it."""
         return {
             "landmarks": Declaration(recipe=Landmarks(self.num_landmarks, self.seed), data=("train",)),

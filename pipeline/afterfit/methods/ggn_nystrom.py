@@ -66,7 +66,7 @@ class GgnNystrom(Frozen):
                 f"`num_probes` to at least {self.rank + 10}."
             )
 
-    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
+    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """The sketch, the Nystrom cores with the factor's eigenvalues, and its eigenvectors by tiles."""
         sketch = GgnSketch(self.num_probes, self.seed, likelihood, self.num_samples)
         return {
@@ -132,7 +132,7 @@ class _SketchReducer:
         wanted = set(unit.details["tiles"])
         tiles = [tile for tile in self.bench.network.layout if tile.name in wanted]
         accumulator = SketchSum(self.recipe, self.bench, tiles)
-        return fold_examples(accumulator, self.bench.data("train"), start, stop, self.bench.micro_batch, cursor)
+        return fold_examples(accumulator, self.bench.data("train"), range(start, stop), self.bench.micro_batch, cursor)
 
     def merge(self, left: State, right: State) -> State:
         return add(left, right)

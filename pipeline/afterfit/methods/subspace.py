@@ -50,7 +50,7 @@ class _CurvatureTask:
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         start, stop = unit.details["start"], unit.details["stop"]
         data = self.bench.data("train")
-        planned = micro_batches(data, start, stop, self.bench.micro_batch)
+        planned = micro_batches(data, range(start, stop), self.bench.micro_batch)
         accumulator = CurvatureSum(self.likelihood, self.bench, len(planned))
 
         def items(position: int) -> Iterable[tuple[int, Batch]]:

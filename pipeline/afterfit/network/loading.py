@@ -76,7 +76,7 @@ def _build(settings: NetworkSettings) -> nn.Module:
 
 
 def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    factory = _import(name)
+    factory = imported(name)
     try:
         inspect.signature(factory).bind(**arguments)
     except (TypeError, ValueError) as error:  # ValueError: a builtin that has no signature
@@ -87,12 +87,17 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def _import(name: str) -> Callable[..., Any]:
+def imported(name: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names.
+
+    Raises:
+        ConfigError: if it cannot be imported, or is none.
+    """
     module, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"The factory {name!r} cannot be imported ({error}); correct it or install it.") from error
-    if not callable(factory):
-        raise ConfigError(f"The factory {name!r} is not a function.")
-    return factory
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"The function {name!r} cannot be imported ({error}); correct it or install it.") from error
+    if not callable(function):
+        raise ConfigError(f"{name!r} is not a function.")
+    return function

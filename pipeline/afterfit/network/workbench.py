@@ -35,6 +35,11 @@ class Outline(Protocol):
         ...
 
     @property
+    def forward_flops(self) -> float:
+        """Of one example, counted."""
+        ...
+
+    @property
     def state_bytes(self) -> int:
         """Of one number of a sum over data: 8 where the network computes in float64, else 4."""
         ...

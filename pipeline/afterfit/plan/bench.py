@@ -75,6 +75,7 @@ class BenchSpec:
     state_bytes: int
     memory_gb: float
     micro_batch: int
+    forward_flops: float = 0.0  # of one example
     arithmetic: Arithmetic = PLAIN
     device: str | None = None  # to put the network on; by default it stays where it is
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> place in the store
@@ -105,6 +106,11 @@ class Bench:
     def micro_batch(self) -> int:
         """Examples of a micro-batch."""
         return self.spec.micro_batch
+
+    @property
+    def forward_flops(self) -> float:
+        """Of one example, counted."""
+        return self.spec.forward_flops
 
     @property
     def arithmetic(self) -> Arithmetic:

@@ -7,6 +7,7 @@ from typing import Any
 from afterfit.errors import ConfigError
 from afterfit.network.likelihoods import Gaussian
 from afterfit.network.workbench import Declaration
+from afterfit.plan.bench import Bench
 from afterfit.plan.predictions import FitPosterior, Predictions, Scores
 from afterfit.plan.request import FitRequest
 from afterfit.plan.stage import Stage
@@ -58,7 +59,7 @@ def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
     yield "point_estimate", Declaration(recipe=request.training, data=("train",))
     if isinstance(likelihood, Gaussian) and likelihood.noise_variance is None:
         yield "noise", Declaration(recipe=NoiseVariance(), data=("train",))
-    yield from method.stages(likelihood).items()
+    yield from method.stages(likelihood, Bench(request.bench("", {}))).items()
     evaluated = (*request.in_distribution, *request.out_of_distribution)
     is_auto = "auto" in (method.prior_precision, method.temperature, method.data_fraction)
     objective = method.tuning

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.layout import Layout
 from afterfit.network.likelihoods import Likelihood
-from afterfit.network.workbench import Declaration, Recipe
+from afterfit.network.workbench import Declaration, Outline, Recipe
 from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
 from afterfit.posterior.links import Link
 from afterfit.posterior.subspace import Complement
@@ -56,8 +56,8 @@ class Method(Protocol):
         """
         ...
 
-    def stages(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
-        """Its stages by name."""
+    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
+        """Its stages by name; the outline has no inputs yet."""
         ...
 
 
@@ -104,6 +104,7 @@ class FitRequest:
             state_bytes=self.state_bytes,
             memory_gb=self.memory_gb,
             micro_batch=self.micro_batch,
+            forward_flops=self.forward_flops,
             arithmetic=self.arithmetic,
             device=self.device,
             inputs=inputs,

@@ -75,6 +75,11 @@ class Sizes:
         return self.request.micro_batch
 
     @property
+    def forward_flops(self) -> float:
+        """Of one example."""
+        return self.request.forward_flops
+
+    @property
     def state_bytes(self) -> int:
         """Of one number of a sum."""
         return self.request.state_bytes

@@ -78,7 +78,7 @@ class _FeaturesTask:
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         start, stop = unit.details["start"], unit.details["stop"]
         data = self.bench.data(self.recipe.role)
-        state = fold_examples(_Collect(self), data, start, stop, self.bench.micro_batch, cursor)
+        state = fold_examples(_Collect(self), data, range(start, stop), self.bench.micro_batch, cursor)
         families = dict.fromkeys(name.partition("/")[0] for name in state)
         whole = {
             family: torch.cat([state[name] for name in state if name.startswith(f"{family}/")]) for family in families

@@ -57,7 +57,7 @@ class ResidualSum:
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         """One shard."""
         start, stop = unit.details["start"], unit.details["stop"]
-        return fold_examples(self, self.bench.data("train"), start, stop, self.bench.micro_batch, cursor)
+        return fold_examples(self, self.bench.data("train"), range(start, stop), self.bench.micro_batch, cursor)
 
     def finalise(self, state: State) -> Result:
         """The mean."""

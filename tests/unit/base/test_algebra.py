@@ -137,7 +137,7 @@ class Numbers:
 
 @given(st.integers(0, 10), st.integers(0, 10), st.integers(1, 12))
 def test_micro_batches_drop_nothing_and_keep_the_order(start, stop, micro_batch):
-    made = list(batches(Numbers(), micro_batches(Numbers(), start, stop, micro_batch)))
+    made = list(batches(Numbers(), micro_batches(Numbers(), range(start, stop), micro_batch)))
     assert [int(index) for batch in made for index in batch.indexes] == list(range(start, stop))
     assert all(len(batch) == micro_batch for batch in made[:-1])
     assert all(0 < len(batch) <= micro_batch for batch in made)
