@@ -227,7 +227,8 @@ class Progress(NamedTuple):
 class Rounds(Protocol):
     """An iteration by rounds: each round is one reduction over all units, then one small step.
 
-    Only the state between rounds is saved.
+    Only the state between rounds is saved. States that are given are read tile by tile from the store at each access,
+    and those that are returned may be lazy too.
     """
 
     def init(self) -> State:

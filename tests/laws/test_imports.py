@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pipeline" / "afterfit"
 JOBS = PACKAGE.parents[1] / "jobs"
 ROOTS = [PACKAGE, JOBS, PACKAGE.parents[1] / "tests"]
 
-BASE = {"algebra", "arithmetic", "errors", "frozen", "layout", "precision", "resources", "seeds"}
+BASE = {"algebra", "arithmetic", "errors", "frozen", "layout", "lazy", "precision", "resources", "seeds"}
 """Files beside the folders, which all may import; they import each other only."""
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -131,9 +131,9 @@ class Bench:
         return Trail(self.store, place, self.settings.checkpoint_s, lambda text: self.tell(Kind.NOTE, note=text))
 
     def broadcast(self, place: str) -> State:
-        """The state at `place`, in memory; kept until another is asked for."""
+        """The state at `place`, one object for all units; tiles are read as they are asked for, and not kept."""
         if self._broadcast[0] != place:
-            self._broadcast = (place, dict(self.store.read(place).state()))
+            self._broadcast = (place, self.store.read(place).state())
         return self._broadcast[1]
 
     def with_cursor(self, place: str, unit: Unit, run: Callable[[StoredCursor], Result], into: str) -> None:

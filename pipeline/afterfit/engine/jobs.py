@@ -116,7 +116,7 @@ class Advance:
     def run(self, bench: Bench) -> None:
         """The state, beside the figures of all rounds so far."""
         before = bench.store.read(self.before)
-        state, progress = bench.bound.advance(dict(before.state()), total(bench.store, self.needs))
+        state, progress = bench.bound.advance(before.state(), total(bench.store, self.needs))
         table = appended(before.table("progress"), "round", [(self.number, progress.figures)])
         stop = None if progress.stop is None else progress.stop.name.lower()
         bench.keep(self.place, replace(Result.of_state(state, {"stop": stop}), tables={"progress": table}))

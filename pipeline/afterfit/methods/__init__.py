@@ -6,5 +6,6 @@ from typing import Final
 METHODS: Final[Mapping[str, str]] = {
     "ella": "afterfit.methods.ella:Ella",
     "ggn_nystrom": "afterfit.methods.ggn_nystrom:GgnNystrom",
+    "null_space": "afterfit.methods.null_space:NullSpace",
 }
 """Name -> module and class; imported when a configuration asks for it, so that the table costs nothing."""

@@ -17,6 +17,7 @@ from afterfit.layout import Tile
 from afterfit.linalg.eigen import eigenpairs, numerical_rank
 from afterfit.linalg.landmarks import balanced_landmarks, check_num_landmarks
 from afterfit.methods.extending import UnionOfChunks
+from afterfit.methods.gram_blocks import EXPLICIT_SHARE, assembled, gram_units
 from afterfit.methods.subspace import SubspaceCurvature
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Workbench
@@ -24,9 +25,6 @@ from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows import row_backend
 from afterfit.seeds import Seed
-
-EXPLICIT_SHARE = 0.75
-"""Part of `memory_gb` for explicit landmark rows; the other rows of these stages are one micro-batch."""
 
 
 class Ella(Frozen):
@@ -161,29 +159,7 @@ class NtkGram:
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of tiles for each pair of chunks; groups are whole sub-trees of the sum over tiles."""
-        num_rows = outline.input("landmarks").table("landmarks").num_rows
-        budget = EXPLICIT_SHARE * outline.memory_gb * GB
-        widest = max(tile.size for tile in outline.layout) * outline.state_bytes
-        at_once = max(2, int(budget // widest))
-        chunk = num_rows if num_rows <= at_once else at_once // 2
-        starts = range(0, num_rows, chunk)
-        explicit = num_rows if chunk == num_rows else 2 * chunk
-        groups = outline.layout.groups(explicit * outline.state_bytes, budget)
-        return [
-            Unit(
-                f"rows-{left:06d}-{right:06d}-tiles-{group[0].name}",
-                {
-                    "tiles": [tile.name for tile in group],
-                    "left": [left, min(left + chunk, num_rows)],
-                    "right": [right, min(right + chunk, num_rows)],
-                },
-                tree=f"{left:06d}-{right:06d}",
-            )
-            for left in starts
-            for right in starts
-            if left <= right
-            for group in groups
-        ]
+        return gram_units(outline, outline.input("landmarks").table("landmarks").num_rows)
 
     def on(self, bench: Workbench) -> "_NtkGramReducer":
         """Needs the network, the training data and the landmarks."""
@@ -206,7 +182,7 @@ class _NtkGramReducer:
         return add(left, right)
 
     def finalise(self, state: State) -> Result:
-        gram_MM = _assemble(state)
+        gram_MM = assembled(state)
         pairs = eigenpairs(gram_MM)
         rank = numerical_rank(pairs.values, state_dtype(self.rows.bench.network.dtype))
         return Result(
@@ -221,18 +197,6 @@ class _NtkGramReducer:
 def _tiles(bench: Workbench, unit: Unit) -> list[Tile]:
     wanted = set(unit.details["tiles"])
     return [tile for tile in bench.network.layout if tile.name in wanted]
-
-
-def _assemble(state: State) -> Tensor:
-    """The whole symmetric Gram from its blocks "gram/left-right"."""
-    starts = {tuple(int(part) for part in name.removeprefix("gram/").split("-")): name for name in state}
-    size = max(left + state[name].shape[0] for (left, _), name in starts.items())
-    gram_MM = torch.empty(size, size, dtype=CORE)
-    for (left, right), name in starts.items():
-        block = state[name]
-        gram_MM[left : left + block.shape[0], right : right + block.shape[1]] = block
-        gram_MM[right : right + block.shape[1], left : left + block.shape[0]] = block.T
-    return gram_MM
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,22 @@
 """A finished artifact, opened for reading. What is read is verified, and read only when it is asked for."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from afterfit.errors import ArtifactError
+from afterfit.lazy import LazyMapping
 from afterfit.store.arrow import empty, memory_of
 from afterfit.store.files import Files, trouble
 from afterfit.store.manifest import NAME, DataFile, Manifest, Part, StoredTile, damaged
 
 CHUNK_BYTES = 1 << 22
-Value = TypeVar("Value")
 
 
 class StoredArtifact:
@@ -237,25 +237,6 @@ class StoredArtifact:
 
     def _path(self, file: DataFile) -> str:
         return f"{self.place}/{file.name}"
-
-
-class LazyMapping(Mapping[str, Value]):
-    """A mapping whose values are made at each access, and not kept."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Value]]) -> None:
-        self._makers = makers
-
-    def __getitem__(self, name: str) -> Value:
-        return self._makers[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
 
 
 def read_manifest(files: Files, place: str, owner: str | None = None) -> Manifest | None:

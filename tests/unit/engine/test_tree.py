@@ -5,7 +5,7 @@ import torch
 
 from afterfit.algebra import Unit, add, merge_in_order
 from afterfit.engine.tree import Node, Tree, Union, merged, trees
-from afterfit.store.artifact import LazyMapping
+from afterfit.lazy import LazyMapping
 
 
 def tree_of(size: int) -> Tree:

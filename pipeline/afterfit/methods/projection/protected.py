@@ -65,9 +65,11 @@ class Protected:
 
     def rows_each(self, outline: Outline) -> int:
         """Rows of one example."""
-        if self.kernel == "loss":
-            return 1
-        return outline.num_outputs * (len(set(layers(outline.layout).values())) if self.kernel == "per_layer" else 1)
+        return 1 if self.kernel == "loss" else outline.num_outputs * self.num_layers(outline)
+
+    def num_layers(self, outline: Outline) -> int:
+        """That have rows of their own; one where rows are whole."""
+        return len(set(layers(outline.layout).values())) if self.kernel == "per_layer" else 1
 
     def num_rows(self, outline: Outline) -> int:
         """Of all protected examples."""

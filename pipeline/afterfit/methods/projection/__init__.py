@@ -1,0 +1,1 @@
+"""Draws in the kernel of protected rows: the rows, three ways to project, the certificate, and the scale."""

@@ -1,0 +1,141 @@
+"""The certificate: how far draws move the protected rows, by forward mode in float64, and how far noise would."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor, Result, State, Unit
+from afterfit.methods.projection.draws import column_norms, noise_tiles
+from afterfit.methods.projection.passes import fold_shard
+from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.unit_rows import ProtectedRows
+from afterfit.network.functional import Network, OutputRule
+from afterfit.network.workbench import Outline, Workbench
+from afterfit.precision import CORE
+from afterfit.rows.columns import held_columns
+from afterfit.rows.forward_mode import push_forward
+from afterfit.rows.functional import FunctionalBackend
+from afterfit.rows.tape import TapeBackend
+
+NUM_ISOTROPIC = 2
+"""Draws of plain noise that the residual is compared with."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Largest |J_i d| / (|J_i| |d|) over all protected rows, for each draw of a chunk.
+
+    J_i d comes from forward mode through a copy of the network in float64, which shares nothing with the rows that
+    draws were projected by; where the network has no forward mode, from plain reverse mode. Rows of length zero protect
+    nothing and are passed over.
+
+    Leaves behind `residual` (k,) and `isotropic`; facts residual and isotropic, their maxima, and num_rows.
+    Cost: about three forward passes over the protected examples, in float64, for each draw.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "reduce"
+
+    protected: Protected
+    first: int
+    num: int
+    seed: int
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Shards that have protected examples."""
+        return self.protected.units(outline)
+
+    def on(self, bench: Workbench) -> "_CertificateReducer":
+        """Needs the network, the training data, the lengths and the draws."""
+        return _CertificateReducer(self, bench)
+
+
+@dataclass(frozen=True)
+class _CertificateReducer:
+    recipe: Certificate
+    bench: Workbench
+
+    def leaf(self, unit: Unit, cursor: Cursor) -> State:
+        return fold_shard(_Moved(self, unit), self.rows, unit, cursor)
+
+    @cached_property
+    def rows(self) -> ProtectedRows:
+        return ProtectedRows(self.recipe.protected, self.bench)
+
+    @cached_property
+    def draws(self) -> Mapping[str, Tensor]:
+        tiles = self.bench.input("draws").tiles("draws")
+        return held_columns(tiles, self.bench.layout, self.bench.memory_gb)
+
+    @cached_property
+    def noise(self) -> Mapping[str, Tensor]:
+        numbers = range(self.recipe.first, self.recipe.first + min(NUM_ISOTROPIC, self.recipe.num))
+        return noise_tiles(self.recipe.seed, self.bench, numbers)
+
+    @cached_property
+    def network(self) -> Network:
+        given = self.bench.network
+        module = deepcopy(given.module).double()
+        chosen = [block.name for block in given.layout.blocks]
+        output = cast(OutputRule, given.output)
+        return Network(module, chosen, output=output, tile_weights=given.layout.tile_weights)
+
+    def merge(self, left: State, right: State) -> State:
+        return {name: torch.maximum(left[name], right[name]) for name in left}
+
+    def finalise(self, state: State) -> Result:
+        residual_k = state["moved/draws"] / column_norms(self.draws)
+        isotropic_j = state["moved/noise"] / column_norms(self.noise)
+        facts = {
+            "residual": float(residual_k.max()),
+            "isotropic": float(isotropic_j.max()),
+            "num_rows": self.recipe.protected.num_rows(self.bench),
+        }
+        return Result(tensors={"residual": [("all", residual_k)], "isotropic": [("all", isotropic_j)]}, facts=facts)
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Accumulates the largest |J_i d| / |J_i| of each draw."""
+
+    reducer: _CertificateReducer
+    unit: Unit
+
+    def init(self) -> State:
+        num_noise = min(NUM_ISOTROPIC, self.reducer.recipe.num)
+        return {
+            "moved/draws": torch.zeros(self.reducer.recipe.num, dtype=CORE),
+            "moved/noise": torch.zeros(num_noise, dtype=CORE),
+        }
+
+    def accumulate(self, state: State, batch: Batch) -> State:
+        reducer = self.reducer
+        lengths_BS = reducer.rows.whole_lengths(batch)
+        largest = {
+            "moved/draws": _largest(reducer, batch, reducer.draws, lengths_BS),
+            "moved/noise": _largest(reducer, batch, reducer.noise, lengths_BS),
+        }
+        return {name: torch.maximum(value, largest[name]) for name, value in state.items()}
+
+    def merge(self, left: State, right: State) -> State:
+        return self.reducer.merge(left, right)
+
+
+def _largest(reducer: _CertificateReducer, batch: Batch, columns: Mapping[str, Tensor], lengths_BS: Tensor) -> Tensor:
+    cotangents = reducer.recipe.protected.on(reducer.bench).cotangents(batch)
+    backend = reducer.rows.backend
+    # The rows' own cotangents, so that what is certified is what was protected.
+    with torch.no_grad():
+        cotangents_BSC = cotangents(reducer.bench.network(batch.inputs))
+    if not isinstance(backend, TapeBackend) or backend.has_forward_mode(batch):
+        moved_BSk = push_forward(reducer.network, batch.inputs, cotangents_BSC, columns).cpu()
+    else:
+        plain = FunctionalBackend(reducer.network, reducer.bench.memory_gb)
+        moved_BSk = plain.rows(batch, lambda outputs_BC: cotangents_BSC.to(outputs_BC)).times(columns).cpu()
+    scales_BS = torch.where(lengths_BS > 0, 1 / lengths_BS, 0.0)
+    return (moved_BSk.abs() * scales_BS[..., None]).amax(dim=(0, 1))

@@ -1,0 +1,83 @@
+"""Draws in the complement of a global basis: away from the leading eigenspace of the GGN."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Cursor, Result, State, Unit, add, merge_in_order
+from afterfit.methods.projection.draws import DTYPES, noise
+from afterfit.network.workbench import Outline, Workbench
+from afterfit.precision import CORE
+from afterfit.resources import GB
+
+SHARE = 0.25
+"""Part of `memory_gb` for a group of tiles of the basis and of the draws."""
+
+
+@dataclass(frozen=True)
+class ComplementDraws:
+    """Draws `first` to `first + num - 1`, eps - U U^T eps, for orthonormal U by tiles; `draws` by tiles (P_tile, k).
+
+    U is orthonormal up to the rounding of the network's dtype; its own Gram makes the projector applied twice, without
+    another pass. Cost: 6 P K k multiplications and additions, and two readings of U.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "reduce"
+
+    first: int
+    num: int
+    seed: int
+
+    @property
+    def numbers(self) -> range:
+        """Of the draws."""
+        return range(self.first, self.first + self.num)
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Groups of tiles."""
+        groups = outline.layout.groups(2 * self.num * outline.state_bytes, SHARE * outline.memory_gb * GB)
+        return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]}) for group in groups]
+
+    def on(self, bench: Workbench) -> "_ComplementReducer":
+        """Needs the basis only."""
+        return _ComplementReducer(self, bench)
+
+
+@dataclass(frozen=True)
+class _ComplementReducer:
+    recipe: ComplementDraws
+    bench: Workbench
+
+    def leaf(self, unit: Unit, cursor: Cursor) -> State:
+        basis, wanted = self.bench.input("basis").tiles("basis"), set(unit.details["tiles"])
+
+        def cores() -> Iterator[State]:
+            for tile in self.bench.layout:
+                if tile.name in wanted:
+                    basis_PK = basis[tile.name].to(CORE)
+                    noise_Pk = noise(self.recipe.seed, tile, self.recipe.numbers, CORE)
+                    yield {"gram/all": basis_PK.mT @ basis_PK, "inside/all": basis_PK.mT @ noise_Pk}
+
+        return merge_in_order(add, cores())
+
+    def merge(self, left: State, right: State) -> State:
+        return add(left, right)
+
+    def finalise(self, state: State) -> Result:
+        once_Kk = state["inside/all"]
+        coefficients_Kk = once_Kk + (once_Kk - state["gram/all"] @ once_Kk)
+        rank = len(coefficients_Kk)
+        facts = {"first": self.recipe.first, "num": self.recipe.num, "solver": "global_basis", "passes": 0.0}
+        facts |= {"residual": 0.0, "rank": rank, "rank_is_bound": False, "cut_off": 0.0}
+        return Result(tensors={"draws": self._tiles(coefficients_Kk)}, facts=facts)
+
+    def _tiles(self, coefficients_Kk: Tensor) -> Iterator[tuple[str, Tensor]]:
+        basis = self.bench.input("basis").tiles("basis")
+        dtype: torch.dtype = DTYPES[self.bench.state_bytes]
+        for tile in self.bench.layout:
+            noise_Pk = noise(self.recipe.seed, tile, self.recipe.numbers, CORE)
+            yield tile.name, (noise_Pk - basis[tile.name].to(CORE) @ coefficients_Kk).to(dtype)

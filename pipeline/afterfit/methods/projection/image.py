@@ -1,0 +1,41 @@
+"""The protected rows times a global basis: what a Nystrom preconditioner is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from afterfit.algebra import Cursor, Result, Unit
+from afterfit.methods.projection.passes import Times, fold_shard
+from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.unit_rows import ProtectedRows
+from afterfit.network.workbench import Outline, Workbench
+from afterfit.rows.columns import held_columns
+
+
+@dataclass(frozen=True)
+class BasisImage:
+    """R U by shards: `image` (n, R, K) in float64. Cost: one pass over the protected examples."""
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    protected: Protected
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Shards that have protected examples."""
+        return self.protected.units(outline)
+
+    def on(self, bench: Workbench) -> "_ImageTask":
+        """Needs the network, the training data, the lengths and the basis."""
+        return _ImageTask(ProtectedRows(self.protected, bench))
+
+
+@dataclass(frozen=True)
+class _ImageTask:
+    rows: ProtectedRows
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        bench = self.rows.bench
+        columns = held_columns(bench.input("basis").tiles("basis"), bench.layout, bench.memory_gb)
+        state = fold_shard(Times(self.rows, unit, columns), self.rows, unit, cursor)
+        return Result(tensors={"image": [(unit.name, state["rows/all"])]})

@@ -1,0 +1,178 @@
+"""How far along the draws: the standard deviation that posterior displacements have along each of them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor, Progress, Result, State, Stop, Unit
+from afterfit.methods.projection.draws import column_norms, scalar
+from afterfit.methods.projection.passes import fold_shard
+from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.unit_rows import ProtectedRows
+from afterfit.network.workbench import Outline, Workbench
+from afterfit.precision import CORE, norm
+
+Rule = Literal["loss_change", "validation", "evidence"]
+
+NUM_DRAWS = 4
+"""Of the first chunk, that are looked at."""
+START = 0.2
+"""|displacement| / |theta| at which the search begins."""
+CLOSE = 0.9
+"""A loss change of at least this part of the one allowed ends the search."""
+MAX_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The standard deviation of displacements along the draws, and the largest loss change there.
+
+    `loss_change`: the largest found at which no protected example's loss changes by more than `target` nats in the
+    plain network, for any of the first draws; that change grows with the square of the scale. `evidence`: |theta| /
+    sqrt(rank), which maximises the linearised evidence and is far too wide for the plain network. `validation`: the
+    best of a grid by the NLL of linearised predictions. A number is taken as it is. All rules but the first are
+    measured in one round.
+
+    Facts: scale, largest_loss_change (nats), relative_length (|displacement| / |theta|), rule.
+    Cost: a forward pass over the protected examples for each of four draws, and one more, in each of about five rounds.
+    Source: Miani, Roy, Hauberg (2024), arXiv:2410.16901; its closed form is misprinted as the reciprocal.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "iterate"
+
+    protected: Protected
+    rule: Rule | float
+    target: float = 0.1
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Shards that have protected examples."""
+        return self.protected.units(outline)
+
+    def on(self, bench: Workbench) -> "_ScaleRounds":
+        """Needs the network, the training data and the first chunk of draws; maybe validation features."""
+        return _ScaleRounds(self, bench)
+
+
+@dataclass(frozen=True)
+class _ScaleRounds:
+    recipe: Scale
+    bench: Workbench
+
+    def init(self) -> State:
+        start = {"loss_change": self._start, "evidence": self._evidence, "validation": self._evidence}
+        rule = self.recipe.rule
+        return _state(start[rule]() if isinstance(rule, str) else rule)
+
+    def _start(self) -> float:
+        return START * self._theta / self._length
+
+    def _evidence(self) -> float:
+        rank = self.bench.input("draws").facts["rank"]
+        return self._theta / math.sqrt(max(rank, 1))
+
+    @cached_property
+    def _theta(self) -> float:
+        return math.sqrt(sum(float(norm(weight.flatten()) ** 2) for weight in self.bench.network.weights.values()))
+
+    @cached_property
+    def _length(self) -> float:
+        """|d| of the longest draw that is looked at."""
+        return float(column_norms(self._draws).max())
+
+    @cached_property
+    def _draws(self) -> Mapping[str, Tensor]:
+        """The first few, (P_tile, j)."""
+        tiles = self.bench.input("draws").tiles("draws")
+        return {name: tile_Pk[:, :NUM_DRAWS].clone() for name, tile_Pk in tiles.items()}
+
+    def leaf(self, state: State, unit: Unit, cursor: Cursor) -> State:
+        rows = ProtectedRows(self.recipe.protected, self.bench, has_lengths=False)
+        return fold_shard(_LossChange(self, float(state["scale/now"])), rows, unit, cursor)
+
+    def moved(self, number: int, scale: float) -> Mapping[str, Tensor]:
+        """The weights displaced along a draw."""
+        network = self.bench.network
+        blocks = network.layout.assemble({name: tile_Pj[:, number] for name, tile_Pj in self._draws.items()})
+        return {name: weight + (scale * blocks[name]).to(weight) for name, weight in network.weights.items()}
+
+    @property
+    def num_draws(self) -> int:
+        return next(iter(self._draws.values())).shape[1]
+
+    def merge(self, left: State, right: State) -> State:
+        return {name: torch.maximum(left[name], right[name]) for name in left}
+
+    def advance(self, state: State, total: State) -> tuple[State, Progress]:
+        now, change = float(state["scale/now"]), float(total["change/largest"].max())
+        figures = {"scale": now, "largest_loss_change": change}
+        if self.recipe.rule != "loss_change":
+            return _state(now, low=now, change=change), Progress(Stop.FINISHED, figures)
+        low, high, best = (float(state[f"scale/{name}"]) for name in ("low", "high", "change"))
+        number = int(state["scale/round"]) + 1
+        if change <= self.recipe.target:
+            low, best = now, change
+        else:
+            high = now
+        is_close = best >= CLOSE * self.recipe.target or high <= 1.02 * low
+        stop = Stop.CONVERGED if is_close else Stop.BUDGET if number >= MAX_ROUNDS and low > 0 else None
+        after = now if stop else _next(now, change, self.recipe.target, low, high)
+        return _state(after, low, high, best, number), Progress(stop, figures)
+
+    def finalise(self, state: State) -> Result:
+        scale = float(state["scale/low"])
+        rule = self.recipe.rule
+        facts = {
+            "scale": scale,
+            "largest_loss_change": float(state["scale/change"]),
+            "relative_length": scale * self._length / self._theta,
+            "rule": rule if isinstance(rule, str) else "given",
+        }
+        return Result(facts=facts)
+
+
+def _next(now: float, change: float, target: float, low: float, high: float) -> float:
+    """Where the square law puts the target, inside the bracket; its middle where that would not halve the bracket."""
+    guess = now * math.sqrt(0.95 * target / change) if 0 < change < math.inf else now * (4.0 if change == 0 else 0.25)
+    guess = min(max(guess, now / 10), now * 10)
+    if low > 0 and high < math.inf:
+        middle = math.sqrt(low * high)
+        return guess if low * 1.01 < guess < high / 1.01 else middle
+    return guess
+
+
+def _state(now: float, low: float = 0.0, high: float = math.inf, change: float = 0.0, number: int = 0) -> State:
+    values = {"now": now, "low": low, "high": high, "change": change}
+    return {f"scale/{name}": scalar(value) for name, value in values.items()} | {"scale/round": torch.tensor(number)}
+
+
+@dataclass(frozen=True)
+class _LossChange:
+    """Accumulates the largest |loss at displaced weights - loss| of each draw, in nats; not a number is infinite."""
+
+    rounds: _ScaleRounds
+    scale: float
+
+    @cached_property
+    def _moved(self) -> Sequence[Mapping[str, Tensor]]:
+        return [self.rounds.moved(number, self.scale) for number in range(self.rounds.num_draws)]
+
+    def init(self) -> State:
+        return {"change/largest": torch.zeros(self.rounds.num_draws, dtype=CORE)}
+
+    def accumulate(self, state: State, batch: Batch) -> State:
+        bench = self.rounds.bench
+        losses: Callable[[Tensor, Batch], Tensor] = self.rounds.recipe.protected.on(bench).losses
+        with torch.no_grad():
+            before_B = losses(bench.network(batch.inputs).to(CORE), batch)
+            after = [losses(bench.network(batch.inputs, weights).to(CORE), batch) for weights in self._moved]
+        change_j = torch.stack([(after_B - before_B).abs().max() for after_B in after]).cpu()
+        return {"change/largest": torch.maximum(state["change/largest"], change_j.nan_to_num(math.inf, math.inf))}
+
+    def merge(self, left: State, right: State) -> State:
+        return self.rounds.merge(left, right)
