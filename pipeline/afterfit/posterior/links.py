@@ -18,6 +18,7 @@ from afterfit.seeds import Seed
 
 if TYPE_CHECKING:
     from afterfit.posterior.gaussian import Gaussian
+    from afterfit.posterior.outputs import Outputs
 
 Link = Literal["probit", "monte_carlo", "laplace_bridge"]
 Meaning = Literal["categorical", "bernoulli", "gaussian"]
@@ -38,7 +39,7 @@ class Observed(NamedTuple):
         return self.epistemic + self.noise
 
 
-def observe(outputs: Gaussian, noise_variance: Tensor | float) -> Observed:
+def observe(outputs: Outputs, noise_variance: Tensor | float) -> Observed:
     """Moments of a target that is an output plus independent Gaussian noise.
 
     Args:
