@@ -68,13 +68,16 @@ FitMemory = Annotated[
     bool, typer.Option("--fit-memory", help="When memory runs out, lower memory_gb to what fits, and go on.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="URI",
-        help="File, folder, glob or URI with the columns of the run's data, or package.module:function.",
-    ),
+DATA = typer.Option(
+    "--data",
+    metavar="URI",
+    help="File, folder, glob or URI with the columns of the run's data, or package.module:function.",
+)
+Data = Annotated[str, DATA]
+MoreData = Annotated[str | None, DATA]
+MoreDraws = Annotated[
+    int | None,
+    typer.Option("--more-draws", min=1, metavar="N", help="Draws to hold in all, of a method that stores them."),
 ]
 
 
@@ -204,7 +207,8 @@ def predict(
 @app.command()
 def extend(
     store: StoreArgument,
-    data: Data,
+    data: MoreData = None,
+    more_draws: MoreDraws = None,
     engine: Engine = EngineOption.inprocess,
     address: Address = None,
     workers: Workers = None,
@@ -212,7 +216,7 @@ def extend(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Add training data to a finished run without redoing its sums."""
+    """Add training data to a finished run without redoing its sums, or draws to those that it has stored."""
     with (
         _answering(debug),
         _interruptible(f"the store {store} is kept, and the same command goes on from there"),
@@ -223,7 +227,9 @@ def extend(
         console = _console()
         with _display(console) as display:
             where = _where(engine, address, workers, gpus, threads)
-            prepared, outcome = extend_run(existing_store(store), data, where=where, display=display)
+            prepared, outcome = extend_run(
+                existing_store(store), data, more_draws=more_draws, where=where, display=display
+            )
         _show(console, prepared, outcome)
 
 

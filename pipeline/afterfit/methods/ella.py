@@ -33,6 +33,7 @@ class Ella(Frozen):
     Source: Deng, Zhou, Zhu (2022), arXiv:2210.12642.
     """
 
+    posterior: ClassVar[Literal["subspace", "draws"]] = "subspace"
     name: Literal["ella"] = "ella"
     num_landmarks: int = Field(2000, gt=0)
     """M: rows of the training Jacobian that span the kernel; at most examples x outputs."""

@@ -34,6 +34,7 @@ class GgnNystrom(Frozen):
     Source: Tropp, Yurtsever, Udell, Cevher (2017), arXiv:1706.05736, on the GGN.
     """
 
+    posterior: ClassVar[Literal["subspace", "draws"]] = "subspace"
     name: Literal["ggn_nystrom"] = "ggn_nystrom"
     num_probes: int = Field(64, gt=0)
     """S: random sign columns; the rank plus ten is usual."""

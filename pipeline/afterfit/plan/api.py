@@ -6,15 +6,12 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, Literal, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from afterfit.algebra import Batch, Result
 from afterfit.arithmetic import Arithmetic
 from afterfit.engine import EngineName, open_engine
 from afterfit.engine.shortage import memory_here
@@ -25,121 +22,22 @@ from afterfit.network.loading import load_module, put_state
 from afterfit.network.settings import NetworkSettings
 from afterfit.plan.execute import execute
 from afterfit.plan.fitted import FitRecord, check_same_network, read_fit
+from afterfit.plan.opened import Posterior
+from afterfit.plan.opened_draws import OpenedDraws
+from afterfit.plan.opened_subspace import OpenedSubspace
 from afterfit.plan.posterior import posterior_plan
-from afterfit.plan.predictions import read_posterior
-from afterfit.plan.request import FitRequest, Method
+from afterfit.plan.request import FitRequest, Method, PosteriorKind
 from afterfit.plan.resolve import module_identity, request_from_objects
 from afterfit.plan.shortage import opening, within_memory
-from afterfit.posterior.gaussian import Gaussian
-from afterfit.posterior.links import Meaning
-from afterfit.posterior.subspace import SubspacePosterior
-from afterfit.predict.linearised import linearise
 from afterfit.resources import Memory
-from afterfit.rows import row_backend
-from afterfit.rows.columns import held_columns
-from afterfit.seeds import Seed
 from afterfit.store.directory import Store, open_store
 from afterfit.training.point_estimate import trained_state
 
-if TYPE_CHECKING:
-    from afterfit.store.artifact import StoredArtifact
-
-KEPT = ("point_estimate", "basis", "posterior")
-"""Stages that a posterior predicts from; `save` copies these."""
-
-
-@dataclass(frozen=True, eq=False)
-class Posterior:
-    """A fitted posterior over the weights of a network, ready to predict with the linearised network."""
-
-    network: Network
-    store: Store
-    record: FitRecord
-
-    @cached_property
-    def weights(self) -> SubspacePosterior:
-        """The Gaussian over weights, in the coordinates of its basis."""
-        return read_posterior(self._artifact("posterior"))
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Prior precision, temperature, complement, number of features, log evidence (nats)."""
-        return self._artifact("posterior").facts
-
-    @cached_property
-    def basis(self) -> Mapping[str, Tensor]:
-        """V by tiles (P_tile, K); in memory where `memory_gb` allows."""
-        tiles = self._artifact("basis").tiles("basis")
-        return held_columns(tiles, self.network.layout, self.record.memory_gb)
-
-    def predict(self, batch: Mapping[str, Tensor] | Batch, outputs: Sequence[int] | None = None) -> Gaussian:
-        """Mean (B, C) and covariance (B, C, C) of the outputs, and probabilities from them.
-
-        Args:
-            batch: inputs keyed by forward's argument names; `label` and `target` are passed over.
-            outputs: indexes of S outputs to predict, in place of all C; probabilities are then among these alone.
-
-        Cost: one pass of rows over the batch, in micro-batches; B C K numbers are held. With many outputs, rows of a
-        few take as many backward passes as are chosen.
-
-        Raises:
-            ConfigError: for a batch without inputs, or outputs that there are not.
-        """
-        inputs = batch.inputs if isinstance(batch, Batch) else batch
-        inputs = {name: value for name, value in inputs.items() if name not in ("label", "target")}
-        if not inputs:
-            raise ConfigError("The batch has no inputs; give a mapping keyed by forward's argument names.")
-        num_examples = len(next(iter(inputs.values())))
-        indexes = batch.indexes if isinstance(batch, Batch) else torch.arange(num_examples)
-        backend = row_backend(self.network, self.record.memory_gb, self.record.arithmetic)
-        with_kernel = self.weights.complement == "prior"
-        made = []
-        for start in range(0, num_examples, self.record.micro_batch):
-            part = slice(start, start + self.record.micro_batch)
-            piece = Batch({name: value[part] for name, value in inputs.items()}, None, indexes[part])
-            made.append(linearise(backend, piece, self.basis, with_kernel=with_kernel, outputs=outputs))
-        kernels = [part.kernel_BCC for part in made if part.kernel_BCC is not None]
-        return self.weights.outputs(
-            torch.cat([part.mean_BC for part in made]),
-            torch.cat([part.features_BCK for part in made]),
-            torch.cat(kernels) if kernels else None,
-            likelihood=cast(Meaning, self.facts["likelihood"]),
-            indexes=indexes,
-        )
-
-    def draw(self, seed: int, number: int = 0) -> dict[str, Tensor]:
-        """One draw of the weights: block name -> tensor shaped like the block. Holds P numbers."""
-        layout = self.network.layout
-        moved = layout.assemble(dict(self.weights.draw(self.basis, Seed(seed), number)))
-        return {name: self.network.weights[name] + moved[name].to(self.network.dtype) for name in moved}
-
-    def save(self, uri: str) -> None:
-        """Copy what prediction needs into a store, local or remote. Nothing is copied twice.
-
-        Raises:
-            StoreError: if the store cannot be written.
-        """
-        target = open_store(uri)
-        for stage in KEPT:
-            _copy(self._artifact(stage), target)
-        self.record.write(target)
-
-    def _artifact(self, stage: str) -> StoredArtifact:
-        return self.store.read(self.record.stages[stage])
-
-
-def _copy(artifact: StoredArtifact, target: Store) -> None:
-    if artifact.parts:
-        for part in artifact.parts:
-            _copy(part, target)
-        target.adopt(artifact.place, [part.place for part in artifact.parts], about=dict(artifact.about))
-        return
-    result = Result(
-        tensors={family: artifact.tiles(family).items() for family in artifact.families},
-        tables={name: artifact.table(name) for name in artifact.tables},
-        facts=artifact.facts,
-    )
-    target.write(artifact.place, result, dict(artifact.about))
+OPENED: Final[Mapping[PosteriorKind, Callable[[Network, Store, FitRecord], Posterior]]] = {
+    "subspace": OpenedSubspace,
+    "draws": OpenedDraws,
+}
+"""Kind of posterior -> what predicts with one."""
 
 
 def fit(
@@ -226,7 +124,7 @@ def fit(
     record = within_memory(request, opened, attempt, asker="fit", lowers=fit_memory, has=has, tell=warned)
     record.write(opened)
     view = Network(network, weights, output=output, tile_weights=record.tile_weights)
-    return Posterior(view, opened, record)
+    return OPENED[record.posterior](view, opened, record)
 
 
 def load(uri: str, network: nn.Module | None = None) -> Posterior:
@@ -266,4 +164,4 @@ def load(uri: str, network: nn.Module | None = None) -> Posterior:
             f"The store {uri} was made for other weights than the network has; load it with the network it was "
             "fitted for."
         )
-    return Posterior(view, store, record)
+    return OPENED[record.posterior](view, store, record)

@@ -47,12 +47,14 @@ class DataRoles(Frozen):
 
 
 class PredictionSettings(Frozen):
-    """From the Gaussian over outputs to probabilities."""
+    """From the posterior over weights to outputs, and from those to probabilities."""
 
     link: Literal["monte_carlo", "probit", "laplace_bridge"] = "monte_carlo"
     """How the softmax is averaged over the Gaussian."""
     num_draws: PositiveInt = 512
-    """Draws of the Monte Carlo link."""
+    """Draws of the Monte Carlo link, from a Gaussian; stored draws are all taken, each once."""
+    by: Literal["linearised", "network"] = "linearised"
+    """What predicts under stored draws: the network linearised at the trained weights, or the network itself."""
 
 
 class RunConfig(Frozen):

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from afterfit.algebra import Unit
-from afterfit.data.lengths import most_examples
 from afterfit.errors import OutOfMemoryError, ResourceError
 from afterfit.methods.subspace import NUM_CHUNKS
+from afterfit.plan.counted import CORE_BYTES, Counted, features_counted, row_bytes
+from afterfit.plan.draw_cost import DRAW_COSTS
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS
 from afterfit.plan.sizes import Sizes
@@ -18,18 +19,6 @@ from afterfit.resources import GB
 
 EIGEN_FLOPS = 10.0
 """Of a symmetric eigenproblem, times n^3."""
-CORE_BYTES = 8
-"""Of a number of a small core, float64."""
-
-
-class Counted(NamedTuple):
-    """What a cost function returns."""
-
-    flops: float
-    explicit_bytes: float  # of the largest set of arrays that is explicit at once
-    stored_bytes: float
-    is_budgeted: bool = True  # whether `memory_gb` bounds what is explicit
-    device_bytes: float = 0.0  # of what is explicit, the part that is where the network is; the rest is on the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +41,13 @@ class Cost:
 def costs(plan: Sequence[Stage], request: FitRequest) -> dict[str, Cost | None]:
     """Stage name -> its cost, None where the recipe is not in the table."""
     sizes = Sizes.of(plan, request)
-    return {stage.name: _cost(stage, replace(sizes, roles=stage.roles)) for stage in plan}
+    return {stage.name: _cost(stage, sizes.on(stage)) for stage in plan}
 
 
 def cost_of(plan: Sequence[Stage], request: FitRequest, name: str) -> Cost | None:
     """Of one stage of a plan."""
     stage = next(stage for stage in plan if stage.name == name)
-    return _cost(stage, replace(Sizes.of(plan, request), roles=stage.roles))
+    return _cost(stage, Sizes.of(plan, request).on(stage))
 
 
 def check_fits(
@@ -191,26 +180,8 @@ def _subspace_curvature(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Cou
     count, kept = sizes.num_examples("train"), sizes.num_features
     work = sizes.times(count, kept) + 2.0 * count * sizes.num_outputs * kept**2
     stored = _chunks_bytes("train", sizes)
-    rows = _row_bytes("train", sizes)
+    rows = row_bytes("train", sizes)
     return Counted(work, rows + sizes.columns_bytes(kept) + stored / len(units), stored, device_bytes=rows)
-
-
-def _row_bytes(role: str, sizes: Sizes) -> float:
-    """Explicit rows of a micro-batch of a role, and the gradients that they are made of.
-
-    Rows do not shrink with texts, of which more are taken together the shorter they are, within the tokens of a
-    micro-batch of full length: of all the numbers of examples that may come of it, the one that holds the most counts.
-    """
-    request, settings = sizes.request, sizes.request.data[sizes.roles.get(role, role)].settings
-    coverage, full = request.coverage, sizes.micro_batch
-    if settings is None or not settings.is_ragged or coverage is None:
-        return sizes.row_bytes
-    held = [sizes.row_bytes]
-    for count in (1 << power for power in range(most_examples(full).bit_length())):
-        if count > full:
-            shorter = replace(coverage, gradient_numbers=-(-coverage.gradient_numbers * full // count))
-            held.append(replace(sizes, request=replace(request, micro_batch=count, coverage=shorter)).row_bytes)
-    return max(held)
 
 
 def _chunks_bytes(role: str, sizes: Sizes) -> float:
@@ -232,15 +203,7 @@ def _sum_of_totals(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
 
 
 def _output_features(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
-    count, kept, outputs = sizes.num_examples(recipe.role), sizes.num_features, sizes.num_outputs
-    work = sizes.times(count, kept)
-    numbers = count * outputs * (1 + kept)
-    if recipe.with_kernel:
-        work += 2.0 * count * outputs**2 * sizes.num_weights
-        numbers += count * outputs**2
-    stored = float(numbers * sizes.state_bytes + 2 * 8 * count)
-    rows = _row_bytes(recipe.role, sizes)
-    return Counted(work, rows + sizes.columns_bytes(kept) + stored / len(units), stored, device_bytes=rows)
+    return features_counted(recipe, sizes.num_features, units, sizes)
 
 
 def _tuning(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
@@ -287,7 +250,7 @@ def _ggn_sketch(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     groups = len({unit.tree for unit in units})
     image = probes * sizes.num_weights
     widest = max(_weights_of(unit, sizes) for unit in units)
-    rows = _row_bytes("train", sizes)
+    rows = row_bytes("train", sizes)
     return Counted(
         sizes.ggn_times(count, probes, groups),
         rows + sizes.columns_bytes(probes) + widest * probes * sizes.state_bytes,
@@ -329,5 +292,6 @@ COSTS: Final[Mapping[str, CountedBy]] = {
     "GgnSketch": _ggn_sketch,
     "NystromCurvature": _nystrom_curvature,
     "NystromBasis": _nystrom_basis,
+    **DRAW_COSTS,
 }
 """Class name of a recipe -> how its cost is counted."""

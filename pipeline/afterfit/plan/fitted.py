@@ -11,7 +11,7 @@ from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.errors import ArtifactError, ConfigError
 from afterfit.network.identity import identity
 from afterfit.network.settings import NetworkSettings
-from afterfit.plan.request import FitRequest
+from afterfit.plan.request import FitRequest, PosteriorKind
 from afterfit.plan.stage import Stage
 from afterfit.store.directory import Store
 
@@ -27,6 +27,7 @@ class FitRecord(BaseModel):
     format: int = FORMAT
     network: dict[str, Any] | None  # settings that load it; None for a module in memory
     network_identity: dict[str, Any]
+    posterior: PosteriorKind = "subspace"
     stages: dict[str, str]  # stage -> place in the store, in the plan's order
     fingerprint: str  # of the layout
     tile_weights: int
@@ -43,6 +44,7 @@ class FitRecord(BaseModel):
         return cls(
             network=None if source.settings is None else source.settings.model_dump(mode="json"),
             network_identity=dict(source.identity),
+            posterior=request.method.posterior,
             stages={stage.name: stage.place for stage in plan},
             fingerprint=request.layout.fingerprint,
             tile_weights=request.layout.tile_weights,

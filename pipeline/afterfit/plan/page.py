@@ -18,6 +18,17 @@ POSTERIOR_FACTS = (
     "num_features",
     "noise_variance",
     "log_evidence_nats",
+    "scale",
+    "rule",
+    "num_draws",
+    "solver",
+    "residual",
+    "isotropic",
+    "rank",
+    "rank_is_bound",
+    "cut_off",
+    "largest_loss_change",
+    "relative_length",
 )
 
 
@@ -70,6 +81,7 @@ def _facts(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
         "examples": {role: source.num_examples for role, source in request.data.items()},
         "likelihood": request.likelihood.name,
         "link": request.link,
+        **({"predicted_by": request.by} if request.method.posterior == "draws" else {}),
         **{name: posterior[name] for name in POSTERIOR_FACTS if name in posterior},
         **({"notes": " ".join(outcome.notes)} if outcome.notes else {}),
     }

@@ -1,30 +1,37 @@
 """From a request to its graph of stages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from afterfit.errors import ConfigError
 from afterfit.network.likelihoods import Gaussian
 from afterfit.network.workbench import Declaration
 from afterfit.plan.bench import Bench
-from afterfit.plan.predictions import FitPosterior, Predictions, Scores
-from afterfit.plan.request import FitRequest
+from afterfit.plan.draws_tail import draws_tail
+from afterfit.plan.predictions import Scores
+from afterfit.plan.request import FitRequest, PosteriorKind
 from afterfit.plan.stage import Stage
-from afterfit.plan.tuning import Tuning
-from afterfit.predict.linearised import OutputFeatures
+from afterfit.plan.subspace_tail import subspace_tail
 from afterfit.training.noise import NoiseVariance
+
+Tail = Callable[[FitRequest, Mapping[str, Declaration]], Iterable[tuple[str, Declaration]]]
+"""From the request and what its method declared to the stages that follow, up to the predictions."""
+
+TAILS: Final[Mapping[PosteriorKind, Tail]] = {"subspace": subspace_tail, "draws": draws_tail}
+"""Kind of posterior -> what follows a method that leaves one."""
 
 
 def posterior_plan(request: FitRequest) -> list[Stage]:
     """The stages of a fit in an order in which each finds its inputs finished.
 
     Raises:
-        ConfigError: if the method does not fit the data, or is to be tuned by validation data that are not there.
+        ConfigError: if the method does not fit the data, is to be tuned by validation data that are not there, or
+            cannot take data that come later.
     """
     train = request.data["train"]
     request.method.check(train.num_examples, request.num_outputs)
-    declared = dict(_declarations(request))
+    declared = _declarations(request)
     roles = _extend(request, declared)
     stages: dict[str, Stage] = {}
     for name in _in_order(declared):
@@ -54,72 +61,24 @@ def _extend(request: FitRequest, declared: dict[str, Declaration]) -> Mapping[st
     return roles
 
 
-def _declarations(request: FitRequest) -> Iterable[tuple[str, Declaration]]:
+def _declarations(request: FitRequest) -> dict[str, Declaration]:
     method, likelihood = request.method, request.likelihood
-    yield "point_estimate", Declaration(recipe=request.training, data=("train",))
+    declared = {"point_estimate": Declaration(recipe=request.training, data=("train",))}
     if isinstance(likelihood, Gaussian) and likelihood.noise_variance is None:
-        yield "noise", Declaration(recipe=NoiseVariance(), data=("train",))
-    yield from method.stages(likelihood, Bench(request.bench("", {}))).items()
-    evaluated = (*request.in_distribution, *request.out_of_distribution)
-    is_auto = "auto" in (method.prior_precision, method.temperature, method.data_fraction)
-    objective = method.tuning
-    if objective == "auto":
-        objective = "validation" if "validation" in request.data else "marginal_likelihood"
-    if objective == "marginal_likelihood" and method.data_fraction == "auto":
+        declared["noise"] = Declaration(recipe=NoiseVariance(), data=("train",))
+    made = method.stages(likelihood, Bench(request.bench("", {})))
+    if request.extensions and not any(declaration.extended_by for declaration in made.values()):
         raise ConfigError(
-            "Marginal likelihoods of different data cannot be compared; give validation data to choose "
-            "`method.data_fraction` by, or a number."
+            f"The method {method.name} takes no data that come later: its draws protect the data that they were "
+            "fitted on; add the data to `train`, and run again."
         )
-    validates = is_auto and objective == "validation"
-    if validates and "validation" not in request.data:
-        raise ConfigError(
-            "Choosing by validation needs validation data; give `data.validation`, set "
-            "`method.tuning: marginal_likelihood`, or give numbers for prior precision, temperature and data fraction."
-        )
-    with_kernel = method.complement == "prior"
-    validated = ("validation",) if validates else ()
-    for role in (*validated, *evaluated):
-        recipe = OutputFeatures(role, with_kernel)
-        yield f"features-{role}", Declaration(recipe=recipe, inputs={"basis": "basis"}, data=(role,))
-    yield (
-        "tuning",
-        Declaration(
-            recipe=Tuning(
-                likelihood,
-                method.prior_precision,
-                method.temperature,
-                method.data_fraction,
-                method.complement,
-                objective,
-                request.link,
-            ),
-            inputs={"curvature": "curvature", "network": "point_estimate"}
-            | ({"validation": "features-validation"} if validates else {}),
-        ),
-    )
-    yield (
-        "posterior",
-        Declaration(
-            recipe=FitPosterior(likelihood, method.complement),
-            inputs={"curvature": "curvature", "tuning": "tuning", "network": "point_estimate"},
-        ),
-    )
-    for role in evaluated:
-        yield (
-            f"predictions-{role}",
-            Declaration(
-                recipe=Predictions(role, likelihood, request.link, request.num_draws),
-                inputs={"features": f"features-{role}", "posterior": "posterior"},
-            ),
-        )
-    if evaluated:
-        yield (
-            "scores",
-            Declaration(
-                recipe=Scores(likelihood.name, request.in_distribution, request.out_of_distribution),
-                inputs={role: f"predictions-{role}" for role in evaluated},
-            ),
-        )
+    declared |= made
+    declared |= TAILS[method.posterior](request, made)
+    if request.evaluated:
+        scores = Scores(likelihood.name, request.in_distribution, request.out_of_distribution)
+        inputs = {role: f"predictions-{role}" for role in request.evaluated}
+        declared["scores"] = Declaration(recipe=scores, inputs=inputs)
+    return declared
 
 
 def _in_order(declared: Mapping[str, Declaration]) -> list[str]:

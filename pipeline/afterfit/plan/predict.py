@@ -81,7 +81,7 @@ def predict(
     request = with_new(record.request(), settings, examples)
     plan = predicting(request, link)
     for stage in plan:
-        if stage.name not in (f"features-{ROLE}", f"predictions-{ROLE}") and store.find(stage.place) is None:
+        if not (stage.name == f"predictions-{ROLE}" or _is_of_new(stage)) and store.find(stage.place) is None:
             raise ConfigError(
                 f"The run in {store.uri} is not finished, {stage.place} is missing; "
                 "run `afterfit run` with its configuration first."
@@ -101,18 +101,20 @@ def predict(
 
 def _check_forward(plan: Sequence[Stage], request: FitRequest, store: Store, examples: IdentifiedExamples) -> None:
     """Refuse new data that the network does not take, before long work."""
-    if store.find(_features(plan).place) is None:
+    missing = (stage for stage in plan if _is_of_new(stage) and store.find(stage.place) is None)
+    if (first := next(missing, None)) is not None:
         with opening():
-            count_first(_bench(plan, request, store).network, examples, ROLE)
+            count_first(_bench(first, request, store).network, examples, ROLE)
 
 
-def _bench(plan: Sequence[Stage], request: FitRequest, store: Store) -> Bench:
-    """That of the features, in this process."""
-    return Bench(request.bench(store.uri, {role: above.place for role, above in _features(plan).inputs.items()}))
+def _bench(stage: Stage, request: FitRequest, store: Store) -> Bench:
+    """That of a stage, in this process."""
+    return Bench(request.bench(store.uri, {role: above.place for role, above in stage.inputs.items()}))
 
 
-def _features(plan: Sequence[Stage]) -> Stage:
-    return next(stage for stage in plan if stage.name == f"features-{ROLE}")
+def _is_of_new(stage: Stage) -> bool:
+    """Whether it makes outputs of the new data: under all of the posterior, or under a chunk of stored draws."""
+    return stage.name == f"features-{ROLE}" or stage.name.startswith(f"features-{ROLE}-")
 
 
 def predicting(request: FitRequest, link: Link | None) -> list[Stage]:

@@ -1,6 +1,6 @@
 """From the tuned posterior to predictions and scores, all from cached features."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -15,9 +15,11 @@ from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.plan.tuning import Choice, Curvature, Features, posterior_at, squared_norm
 from afterfit.posterior.links import Link, squash
+from afterfit.posterior.outputs import Outputs
 from afterfit.posterior.subspace import Complement, SubspacePosterior
 from afterfit.predict.scores import (
     confidence_table,
+    disagreement_table,
     ood_table,
     regression_table,
     reliability_table,
@@ -27,6 +29,8 @@ from afterfit.predict.scores import (
 from afterfit.seeds import Seed
 
 PREDICTORS = {"map": "map_probabilities", "posterior": "probabilities"}
+DISAGREEMENT = "disagreement"
+"""Column that predictions by stored draws have besides."""
 
 
 @dataclass(frozen=True)
@@ -132,31 +136,48 @@ class _PredictionsTask:
 
 def prediction_table(recipe: Predictions, posterior: SubspacePosterior, features: Features) -> pa.Table:
     """Predictions of some examples; see `Predictions` for the columns."""
-    likelihood = recipe.likelihood
-    outputs = features.outputs(posterior, likelihood)
+    outputs = features.outputs(posterior, recipe.likelihood)
+
+    def averaged() -> Tensor:
+        seed = Seed(recipe.seed, ("predict",))
+        return outputs.probabilities(recipe.link, num_draws=recipe.num_draws, seed=seed)
+
+    return outputs_table(recipe.likelihood, outputs, features, averaged)
+
+
+def outputs_table(
+    likelihood: Likelihood, outputs: Outputs, features: Features, averaged: Callable[[], Tensor]
+) -> pa.Table:
+    """Predictions of N examples as a table; see `Predictions` for the columns.
+
+    Args:
+        likelihood: with its noise known.
+        outputs: of the examples.
+        features: say where the examples lie in the data set, and their answers where there are any.
+        averaged: gives probabilities (N, C); called for classes only.
+    """
     columns: dict[str, pa.Array] = {"index": pa.array(features.index_N.numpy())}
     if features.targets is not None:
         name = "target" if isinstance(likelihood, Gaussian) else "label"
-        columns[name] = _column(features.targets)
+        columns[name] = column_of(features.targets)
     if isinstance(likelihood, Gaussian):
         moments = outputs.observe(likelihood.variance)
         columns |= {
-            "mean": _column(moments.mean),
-            "variance": _column(moments.epistemic),
-            "noise": _column(moments.noise.contiguous()),
+            "mean": column_of(moments.mean),
+            "variance": column_of(moments.epistemic),
+            "noise": column_of(moments.noise.contiguous()),
         }
     else:
-        drawn = outputs.probabilities(recipe.link, num_draws=recipe.num_draws, seed=Seed(recipe.seed, ("predict",)))
         columns |= {
-            "map_probabilities": _column(squash(features.mean_NC, likelihood.name)),  # type: ignore[arg-type]
-            "probabilities": _column(drawn),
-            "mean": _column(outputs.mean),
-            "variance": _column(outputs.variance),
+            "map_probabilities": column_of(squash(outputs.mean, likelihood.name)),  # type: ignore[arg-type]
+            "probabilities": column_of(averaged()),
+            "mean": column_of(outputs.mean),
+            "variance": column_of(outputs.variance),
         }
     return pa.table(columns)
 
 
-def _column(values: Tensor) -> pa.Array:
+def column_of(values: Tensor) -> pa.Array:
     """(N,) as a plain column, (N, C) as lists of one length."""
     flat = pa.array(values.contiguous().flatten().numpy())
     return flat if values.dim() == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
@@ -217,7 +238,11 @@ class _ScoresTask:
                 reliability.append(table.append_column("dataset", pa.array([role] * table.num_rows)))
             for role in self.recipe.out_of_distribution:
                 for inside in self.recipe.in_distribution[:1]:
-                    scores.append(scores_as_table(predictor, role, ood_table(of[inside], of[role])))
+                    figures = ood_table(of[inside], of[role])
+                    if predictor == "posterior" and DISAGREEMENT in tables[role].column_names:
+                        near, far = (matrix(tables[one][DISAGREEMENT]) for one in (inside, role))
+                        figures |= disagreement_table(near, far)
+                    scores.append(scores_as_table(predictor, role, figures))
             confidence += [confidence_table(of[role], predictor, role) for role in of]
         return Result(
             tables={

@@ -102,6 +102,7 @@ class RunRecord:
             extensions=tuple(config.data.extensions),
             link=config.prediction.link,
             num_draws=config.prediction.num_draws,
+            by=config.prediction.by,
             memory_gb=config.memory_gb,
             micro_batch=sizes["micro_batch"],
             has_auto_micro_batch=config.micro_batch == "auto",

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from afterfit.arithmetic import PLAIN, Arithmetic
+from afterfit.errors import ConfigError
 from afterfit.layout import Layout
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Recipe
@@ -14,14 +15,39 @@ from afterfit.posterior.subspace import Complement
 from afterfit.rows.coverage import Coverage
 from afterfit.rows.planning import micro_batch
 
+PosteriorKind = Literal["subspace", "draws"]
+"""What a method leaves behind: a Gaussian in a subspace of the weights, or draws of the weights that are stored."""
+
+By = Literal["linearised", "network"]
+"""What predicts under a draw: the network linearised at the trained weights, or the network with the draw's weights."""
+
 
 class Method(Protocol):
-    """A method of the table: choices, and the stages they make, `basis` and `curvature` among them."""
+    """A method of the table: choices, and the stages they make."""
+
+    posterior: ClassVar[PosteriorKind]
+    """What its stages end in, and so what follows them."""
 
     @property
     def name(self) -> str:
         """Its name in the table."""
         ...
+
+    def check(self, num_examples: int, num_outputs: int) -> None:
+        """Refuse choices that the training data cannot meet, before any work.
+
+        Raises:
+            ConfigError: with the number that fits.
+        """
+        ...
+
+    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
+        """Its stages by name; the outline has no inputs yet."""
+        ...
+
+
+class SubspaceMethod(Method, Protocol):
+    """One whose stages end in `basis` and `curvature`."""
 
     @property
     def prior_precision(self) -> float | Literal["auto"]:
@@ -48,17 +74,32 @@ class Method(Protocol):
         """What chooses the other `auto`s."""
         ...
 
-    def check(self, num_examples: int, num_outputs: int) -> None:
-        """Refuse choices that the training data cannot meet, before any work.
 
-        Raises:
-            ConfigError: with the number that fits.
-        """
+class DrawsMethod(Method, Protocol):
+    """One whose stages end in `draws-00000` and further chunks, a `certificate-` of each, and `scale`."""
+
+    @property
+    def num_draws(self) -> int:
+        """S: draws that are stored."""
         ...
 
-    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
-        """Its stages by name; the outline has no inputs yet."""
+    @property
+    def scale(self) -> float | str:
+        """Standard deviation of the draws, or the rule that chooses it; `validation` reads the validation data."""
         ...
+
+
+def check_linearised(by: By) -> None:
+    """Refuse the plain network where there are no draws to evaluate it at.
+
+    Raises:
+        ConfigError: for it.
+    """
+    if by == "network":
+        raise ConfigError(
+            "The plain network is evaluated at stored draws only, and this method's posterior is a Gaussian over "
+            "outputs of the linearised network; set `prediction.by: linearised`."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +119,7 @@ class FitRequest:
     extensions: tuple[str, ...] = ()  # roles of data added to "train" later
     link: Link = "monte_carlo"
     num_draws: int = 512
+    by: By = "linearised"  # what predicts under stored draws
     memory_gb: float = 2.0
     micro_batch: int = 1
     has_auto_micro_batch: bool = True  # whether it follows from sizes and memory
@@ -85,6 +127,11 @@ class FitRequest:
     forward_flops: float = 0.0  # of one example
     coverage: Coverage | None = None  # of the tape's rules
     device: str | None = None  # that workers put the network on; never part of a key
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Roles of the data that are predicted."""
+        return (*self.in_distribution, *self.out_of_distribution)
 
     def with_memory(self, memory_gb: float) -> "FitRequest":
         """The same fit with another budget, and the micro-batch that follows from it, unless it was given."""

@@ -104,6 +104,7 @@ def request_of(config: RunConfig, store: Store) -> FitRequest:
             out_of_distribution=tuple(config.data.out_of_distribution),
             link=config.prediction.link,
             num_draws=config.prediction.num_draws,
+            by=config.prediction.by,
             memory_gb=config.memory_gb,
             arithmetic=config.rows,
         ),

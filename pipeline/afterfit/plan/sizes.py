@@ -1,15 +1,17 @@
 """The sizes of a plan: what its costs are counted from, and what recipes plan their units from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
+from typing import cast
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from afterfit.layout import Layout
-from afterfit.plan.request import FitRequest
+from afterfit.plan.draws_tail import CHUNK, chunks_of
+from afterfit.plan.request import DrawsMethod, FitRequest
 from afterfit.plan.stage import Stage
 from afterfit.resources import GB
 from afterfit.rows.columns import COLUMNS_SHARE
@@ -30,6 +32,8 @@ class Sizes:
     num_probes: int  # S
     num_samples: int | None = None  # of cotangents, where a recipe draws them
     roles: Mapping[str, str] = field(default_factory=dict)  # of a stage that lets other data play a role
+    chunks: Mapping[str, int] = field(default_factory=dict)  # stage of stored draws -> how many it holds
+    num_chunk_draws: int = 0  # of the chunk that a stage reads
 
     @classmethod
     def of(cls, plan: Sequence[Stage], request: FitRequest) -> "Sizes":
@@ -42,7 +46,23 @@ class Sizes:
         landmarks = min(asked("num_landmarks"), request.data["train"].num_examples * request.num_outputs)
         probes = min(asked("num_probes"), request.layout.num_weights)
         features = min(asked("num_features"), landmarks) or asked("rank") or probes
-        return cls(request=request, num_landmarks=landmarks, num_features=features, num_probes=probes)
+        return cls(
+            request=request,
+            num_landmarks=landmarks,
+            num_features=features,
+            num_probes=probes,
+            chunks=_chunk_draws(plan, request),
+        )
+
+    def on(self, stage: Stage) -> "Sizes":
+        """For one stage: the data that play its roles, the chunk of draws that it reads."""
+        chunk = stage.inputs["draws"].name if "draws" in stage.inputs else ""
+        return replace(self, roles=stage.roles, num_chunk_draws=self.chunks.get(chunk, 0))
+
+    @property
+    def num_draws(self) -> int:
+        """Stored draws of all chunks."""
+        return sum(self.chunks.values())
 
     @property
     def layout(self) -> Layout:
@@ -168,6 +188,15 @@ class Sizes:
         given = (coverage.counts, coverage.passed, self.num_cotangents, num_columns)
         rows, columns = both_ways(*given, are_kept=self.keeps_rows)
         return rows, columns if coverage.has_forward_mode else inf
+
+
+def _chunk_draws(plan: Sequence[Stage], request: FitRequest) -> dict[str, int]:
+    """Stage of stored draws -> how many: up to where the next chunk begins."""
+    if request.method.posterior != "draws":
+        return {}
+    numbers = chunks_of({stage.name: stage for stage in plan})
+    ends = [*map(int, numbers[1:]), cast(DrawsMethod, request.method).num_draws]
+    return {f"{CHUNK}{number}": end - int(number) for number, end in zip(numbers, ends, strict=True)}
 
 
 @dataclass(frozen=True)

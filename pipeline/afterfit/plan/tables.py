@@ -61,7 +61,9 @@ def _total(prepared: Prepared) -> str:
 
 
 def _way(prepared: Prepared) -> str:
-    """Which way products with the features or probes take, and what both would."""
+    """Which way products with the features or probes take, and what both would; nothing of stored draws."""
+    if prepared.request.method.posterior == "draws":  # their solvers have products of their own
+        return ""
     drawn = (getattr(stage.recipe, "num_samples", None) for stage in prepared.plan)
     sizes = replace(Sizes.of(prepared.plan, prepared.request), num_samples=next(filter(None, drawn), None))
     num_columns = sizes.num_probes or sizes.num_features

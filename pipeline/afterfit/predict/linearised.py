@@ -51,6 +51,7 @@ class OutputFeatures:
 
     VERSION: ClassVar[int] = 3
     verb: ClassVar[str] = "map"
+    columns: ClassVar[str] = "basis"  # the input that has V, and V's name there
 
     role: str
     with_kernel: bool
@@ -60,8 +61,15 @@ class OutputFeatures:
         return shard_units(outline, self.role)
 
     def on(self, bench: Workbench) -> "_FeaturesTask":
-        """Needs the network, the data set and the basis."""
+        """Needs the network, the data set and the columns."""
         return _FeaturesTask(self, bench)
+
+
+@dataclass(frozen=True)
+class DrawFeatures(OutputFeatures):
+    """The same for a chunk of k stored draws d: `features` (n, C, k) is J d, before any scale."""
+
+    columns: ClassVar[str] = "draws"
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ class _FeaturesTask:
     @cached_property
     def basis(self) -> Mapping[str, Tensor]:
         """V by tiles."""
-        tiles = self.bench.input("basis").tiles("basis")
+        columns = self.recipe.columns
+        tiles = self.bench.input(columns).tiles(columns)
         return held_columns(tiles, self.bench.network.layout, self.bench.memory_gb)
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:

@@ -64,6 +64,17 @@ def ood_table(inside: Tensor, outside: Tensor) -> dict[str, float]:
     }
 
 
+def disagreement_table(inside: Tensor, outside: Tensor) -> dict[str, float]:
+    """The same by how much draws of the network differ in their probabilities, (N,) and (N',).
+
+    Returns:
+        ood_auroc_variance.
+
+    Source: Miani, Roy, Hauberg (2024), arXiv:2410.16901, who score by the variance of the softmax.
+    """
+    return {"ood_auroc_variance": auroc(outside, inside)}
+
+
 def regression_table(mean: Tensor, variance: Tensor, targets: Tensor) -> dict[str, float]:
     """Scores of independent Gaussian predictions, all (N, C), or (N,).
 

@@ -26,6 +26,7 @@ METRICS: Final[Mapping[str, Metric]] = {
     "max_probability": Metric("mean max probability", "neither"),
     "ood_auroc": Metric("OOD AUROC", "higher"),
     "ood_auroc_entropy": Metric("OOD AUROC (entropy)", "higher"),
+    "ood_auroc_variance": Metric("OOD AUROC (variance)", "higher"),
     "ood_max_probability": Metric("mean max probability, OOD", "neither"),
     "rmse": Metric("RMSE", "lower"),
     "crps": Metric("CRPS", "lower"),

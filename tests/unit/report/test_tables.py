@@ -56,6 +56,7 @@ def test_every_score_that_is_computed_has_a_title():
 
     even = torch.full((2, 2), 0.5)
     computed = scores.score_table(even, torch.tensor([0, 1])) | scores.ood_table(even, even)
+    computed |= scores.disagreement_table(torch.zeros(1), torch.ones(1))
     computed |= scores.regression_table(torch.zeros(1), torch.ones(1), torch.zeros(1))
     assert set(computed) == set(METRICS)
 
