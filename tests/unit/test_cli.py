@@ -233,6 +233,8 @@ def test_a_posterior_that_hurts_is_noted():
     assert "NLL is 0.3100 nats, and the network's 0.3000" in notes[1]
     better = table.set_column(3, "value", pa.array([0.9, 0.30, 0.896, 0.30001]))
     assert list(warnings_of(better)) == []
+    for kind, remedy in (("subspace", "raise `method.prior_precision`"), ("draws", "lower `method.scale`")):
+        assert all(remedy in note for note in warnings_of(table, kind))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
