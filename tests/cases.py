@@ -111,7 +111,7 @@ class NetworkCase:
     @property
     def batches(self) -> list[Batch]:
         """The training data in micro-batches of `MICRO_BATCH`, the last one shorter."""
-        return list(batches(self.examples, consecutive(0, self.num_examples, MICRO_BATCH)))
+        return list(batches(self.examples, consecutive(range(self.num_examples), MICRO_BATCH)))
 
 
 @cache
