@@ -1,6 +1,6 @@
 """Networks that several benchmarks take, with random weights."""
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -28,3 +28,17 @@ def minilm() -> nn.Module:
     config = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536)
     config.num_labels = 3
     return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+
+
+class Perceptron(nn.Module):
+    """Two hidden layers for pictures of 8 x 8 and 10 classes: h^2 + 76 h + 10 weights, h being `hidden`."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits (B, 10)."""
+        return self.layers(pixel_values)
