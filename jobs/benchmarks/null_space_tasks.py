@@ -166,7 +166,7 @@ class Fit:
 def fit_ella(task: Task, budget: Budget, store: Path) -> Fit:
     """The network, trained where it is to be, and ELLA with the scores of both."""
     choices = ", ".join(f"{name}: {value}" for name, value in {"name": "ella", **task.ella}.items())
-    return fitted(_config(task, budget, [f"method={{{choices}}}"]), store)
+    return fitted(config_of(task, budget, [f"method={{{choices}}}"]), store)
 
 
 def fit_null_space(
@@ -175,7 +175,7 @@ def fit_null_space(
     """The posterior as far as its certificate; its predictions are made by the benchmark, as those of noise are."""
     choices = {"kernel": kernel, "num_protected": num_protected, "num_draws": NUM_DRAWS, "solver": solver, "seed": SEED}
     overrides = [f"method.{name}={value}" for name, value in choices.items()]
-    return fitted(_config(task, budget, [*overrides, "data.evaluation={}", "data.out_of_distribution={}"]), store)
+    return fitted(config_of(task, budget, [*overrides, "data.evaluation={}", "data.out_of_distribution={}"]), store)
 
 
 def fitted(config: RunConfig, store: Path) -> Fit:
@@ -191,5 +191,6 @@ def protected_by(task: Task, budget: Budget, kernel: Kernel, bench: Bench, likel
     return Protected(kernel, likelihood, num_examples=task.protected[budget][kernel], seed=SEED).on(bench)
 
 
-def _config(task: Task, budget: Budget, overrides: Sequence[str]) -> RunConfig:
+def config_of(task: Task, budget: Budget, overrides: Sequence[str] = ()) -> RunConfig:
+    """A task's configuration on as much data as the budget allows."""
     return read_config(str(CONFIGS / f"{task.config}.yaml"), [*task.overrides(budget), *overrides])

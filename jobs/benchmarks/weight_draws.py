@@ -184,7 +184,7 @@ def largest_scale(change: Callable[[float], float], limit: float, start: float) 
             step = math.sqrt(limit / value) if value > 0 else LARGEST_STEP
             nearest = 1 + NEAR if is_low else 1 / (1 + NEAR)
             scale *= min(max(step, nearest), LARGEST_STEP) if is_low else max(min(step, nearest), 1 / LARGEST_STEP)
-    raise ValueError(f"No scale changes the losses by {limit} nats: the last one tried, {scale:.3g}, by {value:.3g}.")
+    raise ValueError(f"No scale up to {scale:.3g} was found that changes the losses by {limit} nats.")
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], limit: float) -> float:
