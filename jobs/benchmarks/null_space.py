@@ -152,7 +152,7 @@ class Measured:
         on_train = drawn(Features(train.mean_NC, train.moved_NCS, None, train.targets, torch.tensor(list(index_N))))
         point = {"train_accuracy": on_train.accuracy(0.0), **point_scores(inside, outside)}
         ella = {"train_accuracy": on_train.accuracy(1.0), **scores(inside, outside, 1.0)}
-        facts = {"accuracy": _accuracy(inside), "training_seconds": self.ella.seconds("point_estimate")}
+        facts = {"accuracy": inside.accuracy(0.0), "training_seconds": self.ella.seconds("point_estimate")}
         return self._named("map", {**point, **facts}) | self._named("ella", ella)
 
     def isotropic_figures(self) -> Figures:
@@ -174,7 +174,7 @@ class Measured:
         return figures
 
     def solver_figures(self, solver: Solver) -> Figures:
-        """Residual, passes and seconds on few examples of the predictive kernel; of `exact` too, for the comparison."""
+        """Residual, passes and seconds of an iterative solver, on few examples of the predictive kernel."""
         count = COMPARED_IN_FULL if self.budget == "full" else self.task.compared
         assert count is not None
         fit = fit_null_space(self.task, self.budget, self.store, "predictive", num_protected=count, solver=solver)
@@ -205,10 +205,6 @@ class Measured:
 
     def _named(self, method: str, figures: Mapping[str, float]) -> Figures:
         return {f"{self.task.name}_{method}_{name}": value for name, value in figures.items()}
-
-
-def _accuracy(inside: Linear) -> float:
-    return inside.accuracy(0.0)
 
 
 def comparisons(task: Task, figures: Mapping[str, float]) -> Figures:
