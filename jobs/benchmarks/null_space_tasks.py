@@ -77,7 +77,7 @@ TASKS = (
         outside="fashion",
         protected=LENET_PROTECTED,
         ella={"num_landmarks": 2000, "num_features": 20},
-        take={},
+        take={"validation": 2000},
         compared=500,
     ),
     Task(
@@ -86,7 +86,7 @@ TASKS = (
         outside="mnist",
         protected=LENET_PROTECTED,
         ella={"num_landmarks": 2000, "num_features": 20},
-        take={},
+        take={"validation": 2000},
     ),
     Task(
         name="cifar10",
@@ -102,7 +102,7 @@ TASKS = (
         outside="news",
         protected={"hour": {"predictive": 500, "loss": 2000}, "full": {"predictive": 1000, "loss": 2000}},
         ella={"num_landmarks": 500, "num_features": 20},
-        take={},
+        take={"evaluation.test": 910, "out_of_distribution.news": 910},
         is_text=True,
     ),
 )
