@@ -94,7 +94,7 @@ TASKS = (
         outside="cifar100",
         protected={"hour": {"predictive": 300, "loss": 5000}, "full": {"predictive": 500, "loss": 5000}},
         ella={"num_landmarks": 2000, "num_features": 20},
-        take={"train": 5000, "validation": 500, "evaluation.test": 3000, "out_of_distribution.cifar100": 500},
+        take={"train": 5000, "validation": 500, "evaluation.test": 2000, "out_of_distribution.cifar100": 500},
     ),
     Task(
         name="sst2",
