@@ -27,6 +27,8 @@ class ToyDraws(Frozen):
     name: Literal["toy_draws"] = "toy_draws"
     num_draws: int = 6
     """S."""
+    more_draws: tuple[int, ...] = ()
+    """Raised to."""
     scale: Positive | Literal["validation"] = 0.1
     """Standard deviation."""
     seed: int = 0
@@ -38,9 +40,10 @@ class ToyDraws(Frozen):
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """Chunks of `CHUNK` draws, with their certificates, and the scale."""
         declared: dict[str, Declaration] = {}
-        for first in range(0, self.num_draws, CHUNK):
+        total = max((self.num_draws, *self.more_draws))
+        for first in range(0, total, CHUNK):
             chunk = f"{first:05d}"
-            recipe = ToyNoise(first, min(CHUNK, self.num_draws - first), self.seed)
+            recipe = ToyNoise(first, min(CHUNK, total - first), self.seed)
             declared[f"draws-{chunk}"] = Declaration(recipe=recipe)
             declared[f"certificate-{chunk}"] = Declaration(
                 recipe=ToyCertificate((first + 1) * 1e-8), inputs={"draws": f"draws-{chunk}"}

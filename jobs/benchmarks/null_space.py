@@ -21,7 +21,7 @@ from typing import Final, get_args
 
 import torch
 
-from afterfit.methods.protected import Kernel, Protected
+from afterfit.methods.projection.protected import Kernel, Protected
 from afterfit.network.likelihoods import Categorical
 from afterfit.plan.bench import Bench
 from afterfit.plan.config import RunConfig

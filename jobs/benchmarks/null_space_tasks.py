@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from afterfit.methods.protected import Kernel, Protected
+from afterfit.methods.projection.protected import Kernel, Protected
 from afterfit.plan.bench import Bench
 from afterfit.plan.config import RunConfig, read_config
 from afterfit.plan.run import Outcome, Where, prepare, run

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from afterfit.algebra import batches, micro_batches
 from afterfit.layout import Layout
-from afterfit.methods.protected import Protected
+from afterfit.methods.projection.protected import Protected
 from afterfit.network.functional import Network
 from afterfit.plan.bench import Bench
 from afterfit.precision import CORE, norm

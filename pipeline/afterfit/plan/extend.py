@@ -64,9 +64,13 @@ def with_draws(record: RunRecord, num_draws: int) -> RunConfig:
             f"The method {method.name} stores no draws, so there is nothing for `--more-draws` to add to; "
             "`posterior.draw(seed, number)` makes as many as are wanted."
         )
-    held = cast(DrawsMethod, method).num_draws
+    chosen = cast(DrawsMethod, method)
+    held = max((chosen.num_draws, *chosen.more_draws))
     if num_draws < held:
         raise ConfigError(
             f"The run has {held} draws, and `--more-draws` says how many it is to hold in all; give more than {held}."
         )
-    return record.config.model_copy(update={"method": {**record.config.method, "num_draws": num_draws}})
+    if num_draws == held:
+        return record.config
+    more = [*chosen.more_draws, num_draws]
+    return record.config.model_copy(update={"method": {**record.config.method, "more_draws": more}})

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from afterfit.algebra import Batch
 from afterfit.errors import ConfigError
+from afterfit.network.moved import moved_weights
 from afterfit.plan.draws_tail import CHUNK, chunks_of
 from afterfit.plan.opened import Opened
 from afterfit.plan.request import By
 from afterfit.posterior.links import Meaning
 from afterfit.posterior.stored_draws import StoredDraws
 from afterfit.predict.linearised import linearise
-from afterfit.predict.sampled import moved_weights, plain_outputs
+from afterfit.predict.sampled import plain_outputs
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
 from afterfit.rows.protocol import unit_cotangents

@@ -80,7 +80,12 @@ class DrawsMethod(Method, Protocol):
 
     @property
     def num_draws(self) -> int:
-        """S: draws that are stored."""
+        """S: draws that are stored, before more were added."""
+        ...
+
+    @property
+    def more_draws(self) -> tuple[int, ...]:
+        """Numbers that they were raised to later; chunks that were there stay as they are."""
         ...
 
     @property

@@ -194,8 +194,8 @@ def _chunk_draws(plan: Sequence[Stage], request: FitRequest) -> dict[str, int]:
     """Stage of stored draws -> how many: up to where the next chunk begins."""
     if request.method.posterior != "draws":
         return {}
-    numbers = chunks_of({stage.name: stage for stage in plan})
-    ends = [*map(int, numbers[1:]), cast(DrawsMethod, request.method).num_draws]
+    numbers, method = chunks_of({stage.name: stage for stage in plan}), cast(DrawsMethod, request.method)
+    ends = [*map(int, numbers[1:]), max((method.num_draws, *method.more_draws))]
     return {f"{CHUNK}{number}": end - int(number) for number, end in zip(numbers, ends, strict=True)}
 
 

@@ -9,34 +9,10 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold, micro_batches
-from afterfit.errors import NetworkError
 from afterfit.network.functional import Network
+from afterfit.network.moved import moved_weights
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
-
-
-def moved_weights(network: Network, draws: Mapping[str, Tensor], column: int, scale: float) -> dict[str, Tensor]:
-    """The weights theta + scale d: block name -> tensor shaped like the block. Holds P numbers.
-
-    Args:
-        network: theta.
-        draws: tiles (P_tile, k), which may be lazy.
-        column: of d.
-        scale: standard deviation of the displacement.
-
-    Raises:
-        NetworkError: for weights that are not in memory.
-    """
-    if network.away:
-        raise NetworkError(
-            f"The plain network at a draw needs all chosen weights in memory, and {min(network.away)!r} is put away; "
-            "set `prediction.by: linearised`, or load the network without offloading."
-        )
-    moved = network.layout.assemble({name: draws[name][:, column] for name in draws})
-    return {
-        name: weight + (scale * moved[name].to(weight.device)).to(weight.dtype)
-        for name, weight in network.weights.items()
-    }
 
 
 def plain_outputs(network: Network, pieces: Sequence[Batch], weights: Mapping[str, Tensor] | None = None) -> Tensor:

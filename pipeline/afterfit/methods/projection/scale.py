@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Progress, Result, State, Stop, Unit
+from afterfit.errors import ConfigError
 from afterfit.methods.projection.draws import column_norms, scalar
 from afterfit.methods.projection.passes import fold_shard
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.unit_rows import ProtectedRows
+from afterfit.network.likelihoods import Likelihood
+from afterfit.network.moved import moved_weights
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE, norm
 
@@ -26,6 +29,8 @@ START = 0.2
 CLOSE = 0.9
 """A loss change of at least this part of the one allowed ends the search."""
 MAX_ROUNDS = 12
+GRID, GRID_STEP = (-16, 9), 2**0.5
+"""Powers of the step, times the start of the search: |displacement| / |theta| from .0008 to 3.2."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class _ScaleRounds:
     bench: Workbench
 
     def init(self) -> State:
-        start = {"loss_change": self._start, "evidence": self._evidence, "validation": self._evidence}
+        start = {"loss_change": self._start, "evidence": self._evidence, "validation": self._validation}
         rule = self.recipe.rule
         return _state(start[rule]() if isinstance(rule, str) else rule)
 
@@ -75,6 +80,18 @@ class _ScaleRounds:
     def _evidence(self) -> float:
         rank = self.bench.input("draws").facts["rank"]
         return self._theta / math.sqrt(max(rank, 1))
+
+    def _validation(self) -> float:
+        """The best of a geometric grid by the NLL (nats) of linearised predictions, the draws averaged out."""
+        features, likelihood = self.bench.input("validation"), self.recipe.protected.on(self.bench).likelihood
+        if "target" not in features.families:
+            raise ConfigError("The validation data have no targets; name their `label` or `target` column.")
+        mean_NC, moved_NCS, targets = (features.tensor(name) for name in ("mean", "features", "target"))
+        tried = {}
+        for power in range(*GRID):
+            scale = self._start() * GRID_STEP**power
+            tried[scale] = mean_nll(likelihood, mean_NC, scale * moved_NCS, targets)
+        return min(tried, key=lambda scale: tried[scale])
 
     @cached_property
     def _theta(self) -> float:
@@ -95,11 +112,10 @@ class _ScaleRounds:
         rows = ProtectedRows(self.recipe.protected, self.bench, has_lengths=False)
         return fold_shard(_LossChange(self, float(state["scale/now"])), rows, unit, cursor)
 
-    def moved(self, number: int, scale: float) -> Mapping[str, Tensor]:
-        """The weights displaced along a draw."""
+    def moved(self, scale: float) -> Sequence[Mapping[str, Tensor]]:
+        """The weights displaced along each draw that is looked at."""
         network = self.bench.network
-        blocks = network.layout.assemble({name: tile_Pj[:, number] for name, tile_Pj in self._draws.items()})
-        return {name: weight + (scale * blocks[name]).to(weight) for name, weight in network.weights.items()}
+        return [moved_weights(network, self._draws, number, scale) for number in range(self.num_draws)]
 
     @property
     def num_draws(self) -> int:
@@ -151,6 +167,14 @@ def _state(now: float, low: float = 0.0, high: float = math.inf, change: float =
     return {f"scale/{name}": scalar(value) for name, value in values.items()} | {"scale/round": torch.tensor(number)}
 
 
+def mean_nll(likelihood: Likelihood, mean_NC: Tensor, moved_NCS: Tensor, targets: Tensor) -> float:
+    """NLL (nats an example) of the mixture over draws: -log mean_s p(y | mean + moved_s), never a mean of logs."""
+    densities = [likelihood.log_density(mean_NC + moved_NC, targets).to(CORE) for moved_NC in moved_NCS.unbind(2)]
+    mixed_N = torch.stack(densities).logsumexp(dim=0) - math.log(len(densities))
+    value = -float(mixed_N.mean())
+    return value if math.isfinite(value) else math.inf
+
+
 @dataclass(frozen=True)
 class _LossChange:
     """Accumulates the largest |loss at displaced weights - loss| of each draw, in nats; not a number is infinite."""
@@ -160,7 +184,7 @@ class _LossChange:
 
     @cached_property
     def _moved(self) -> Sequence[Mapping[str, Tensor]]:
-        return [self.rounds.moved(number, self.scale) for number in range(self.rounds.num_draws)]
+        return self.rounds.moved(self.scale)
 
     def init(self) -> State:
         return {"change/largest": torch.zeros(self.rounds.num_draws, dtype=CORE)}
