@@ -10,24 +10,22 @@ from afterfit.frozen import Frozen, Positive
 from afterfit.methods.ggn_nystrom import GgnSketch, NystromBasis, NystromCurvature
 from afterfit.methods.projection.alternating import AlternatingProjection
 from afterfit.methods.projection.certificate import Certificate
-from afterfit.methods.projection.choice import Choice, Problem, chosen
+from afterfit.methods.projection.choice import chosen, told
 from afterfit.methods.projection.complement import ComplementDraws
+from afterfit.methods.projection.counts import Choice
 from afterfit.methods.projection.dual import DualProjection
 from afterfit.methods.projection.gram import GramFactor, ProtectedGram
 from afterfit.methods.projection.image import BasisImage
 from afterfit.methods.projection.lengths import RowLengths
+from afterfit.methods.projection.problem import Problem, draws_together
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.scale import Rule, Scale
 from afterfit.methods.projection.sweeps import BlockFactors
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Recipe
-from afterfit.resources import GB
-from afterfit.rows.columns import COLUMNS_SHARE
 
 OVERSAMPLING = 10
 """Probes of a global basis beyond its rank."""
-MOST_DRAWS = 64
-"""That are projected together."""
 
 
 class NullSpace(Frozen):
@@ -46,7 +44,8 @@ class NullSpace(Frozen):
     """`exact` factors the Gram of all rows; `cg` needs two passes over the data a step; `alternating` one a sweep.
     `auto` takes the one of least counted cost that is expected to reach the tolerance."""
     preconditioner: Literal["auto", "none", "nystrom", "sweep", "cholesky"] = "auto"
-    """Of `cg`: the global basis, a sweep of block projections, or a factor of the Gram in float32."""
+    """Of `cg`, which naming one asks for: the global basis, a sweep of block projections, or a factor of the Gram in
+    float32."""
     num_draws: int = Field(32, gt=0)
     """S: draws that are stored."""
     more_draws: tuple[int, ...] = ()
@@ -130,9 +129,27 @@ class NullSpace(Frozen):
         """None where there is nothing to solve."""
         if self.kernel == "global_basis":
             return None
-        together = min(self.num_draws, self._at_once(outline))
-        given = (together, self.tolerance, self.max_passes, self.global_basis is not None)
-        return chosen(Problem(outline, protected, *given), self.solver, self.preconditioner)
+        return chosen(self._problem(protected, outline), self.solver, self.preconditioner)
+
+    def _problem(self, protected: Protected, outline: Outline) -> Problem:
+        return Problem(
+            outline=outline,
+            protected=protected,
+            num_draws=self.num_draws,
+            draws_at_once=self.draws_at_once,
+            tolerance=self.tolerance,
+            max_passes=self.max_passes,
+            block_size=self.block_size,
+            global_basis=self.global_basis,
+        )
+
+    def sentence(self, likelihood: Likelihood, outline: Outline) -> str:
+        """Under a plan: the solver that projects, what it is expected to reach, and what the others would take."""
+        protected = self._protected(likelihood)
+        choice = self._choice(protected, outline)
+        if choice is None:
+            return ""
+        return told(self._problem(protected, outline), (self.solver, self.preconditioner), choice)
 
     def _factors(self, protected: Protected, choice: Choice | None, likelihood: Likelihood) -> dict[str, Declaration]:
         """What the draws need beside the lengths of rows."""
@@ -166,15 +183,9 @@ class NullSpace(Frozen):
             "basis": Declaration(recipe=NystromBasis(), inputs={"sketch": "sketch", "curvature": "curvature"}),
         }
 
-    def _at_once(self, outline: Outline) -> int:
-        if self.draws_at_once != "auto":
-            return self.draws_at_once
-        fits = int(COLUMNS_SHARE * outline.memory_gb * GB // (outline.layout.num_weights * outline.state_bytes))
-        return max(1, min(MOST_DRAWS, fits))
-
     def _chunks(self, outline: Outline) -> Sequence[range]:
         """Draws that are projected together. Those that were asked for first stay as they were when more are added."""
-        at_once, chunks, start = self._at_once(outline), [], 0
+        at_once, chunks, start = draws_together(outline, self.draws_at_once), [], 0
         for total in (self.num_draws, *self.more_draws):
             chunks += [range(first, min(first + at_once, total)) for first in range(start, total, at_once)]
             start = max(start, total)

@@ -10,6 +10,7 @@ from afterfit.errors import OutOfMemoryError, ResourceError
 from afterfit.methods.subspace import NUM_CHUNKS
 from afterfit.plan.counted import CORE_BYTES, Counted, features_counted, row_bytes
 from afterfit.plan.draw_cost import DRAW_COSTS
+from afterfit.plan.projection_cost import PROJECTION_COSTS
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS
 from afterfit.plan.sizes import Sizes
@@ -293,5 +294,6 @@ COSTS: Final[Mapping[str, CountedBy]] = {
     "NystromCurvature": _nystrom_curvature,
     "NystromBasis": _nystrom_basis,
     **DRAW_COSTS,
+    **PROJECTION_COSTS,
 }
 """Class name of a recipe -> how its cost is counted."""

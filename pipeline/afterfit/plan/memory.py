@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from afterfit.errors import ResourceError
+from afterfit.errors import ConfigError, ResourceError
 from afterfit.plan.cost import Cost, check_fits, cost_of, costs
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.request import FitRequest
@@ -44,7 +44,12 @@ def memory_that_fits(request: FitRequest, name: str, has_gb: float | None = None
         lowered = request.with_memory(value)
         if has_batches and lowered.micro_batch > request.micro_batch:
             continue  # where rows can no longer be kept, the micro-batch may be larger
-        plan = posterior_plan(lowered)
+        try:
+            plan = posterior_plan(lowered)
+        except ConfigError:  # of a method that can do nothing within so little
+            return None
+        if all(stage.name != name for stage in plan):
+            continue  # other solvers and runs of draws have stages of their own
         after = cost_of(plan, lowered, name)
         is_smaller = has_batches and lowered.micro_batch < request.micro_batch
         if after is not None and _asks_less(after, before, is_smaller) and _is_allowed(plan, lowered):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.errors import ConfigError
@@ -43,6 +43,15 @@ class Method(Protocol):
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """Its stages by name; the outline has no inputs yet."""
+        ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A method that has something to say under its plan."""
+
+    def sentence(self, likelihood: Likelihood, outline: Outline) -> str:
+        """For people, with what it chose and why; empty where there is nothing to say."""
         ...
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from afterfit.layout import Layout
+from afterfit.methods.projection.protected import Protected
 from afterfit.plan.draws_tail import CHUNK, chunks_of
 from afterfit.plan.request import DrawsMethod, FitRequest
 from afterfit.plan.stage import Stage
@@ -34,6 +35,7 @@ class Sizes:
     roles: Mapping[str, str] = field(default_factory=dict)  # of a stage that lets other data play a role
     chunks: Mapping[str, int] = field(default_factory=dict)  # stage of stored draws -> how many it holds
     num_chunk_draws: int = 0  # of the chunk that a stage reads
+    protected: Protected | None = None  # rows that draws are projected off
 
     @classmethod
     def of(cls, plan: Sequence[Stage], request: FitRequest) -> "Sizes":
@@ -52,6 +54,7 @@ class Sizes:
             num_features=features,
             num_probes=probes,
             chunks=_chunk_draws(plan, request),
+            protected=next((each for each in map(_protected, plan) if each is not None), None),
         )
 
     def on(self, stage: Stage) -> "Sizes":
@@ -114,7 +117,8 @@ class Sizes:
 
     def input(self, role: str) -> "Expected":
         """An artifact that is not there yet, as far as its sizes are known."""
-        return Expected(self.num_landmarks, self.num_probes, self.num_features)
+        num_grams = self.protected.num_layers(self) if self.protected else 0  # type: ignore[arg-type]
+        return Expected(self.num_landmarks, self.num_probes, self.num_features, num_grams)
 
     @property
     def keeps_rows(self) -> bool:
@@ -199,6 +203,10 @@ def _chunk_draws(plan: Sequence[Stage], request: FitRequest) -> dict[str, int]:
     return {f"{CHUNK}{number}": end - int(number) for number, end in zip(numbers, ends, strict=True)}
 
 
+def _protected(stage: Stage) -> Protected | None:
+    return getattr(stage.recipe, "protected", None)
+
+
 @dataclass(frozen=True)
 class Expected:
     """Stands for an artifact where a recipe plans its units from a size."""
@@ -206,6 +214,12 @@ class Expected:
     num_landmarks: int
     num_probes: int
     num_features: int
+    num_grams: int = 0
+
+    @property
+    def families(self) -> Sequence[str]:
+        """Of the Grams of protected rows, one a layer."""
+        return [f"gram-{layer:02d}" for layer in range(self.num_grams)]
 
     def table(self, name: str) -> pa.Table:
         """The landmarks' table has M rows."""

@@ -10,7 +10,9 @@ import pyarrow as pa
 from rich.table import Table
 
 from afterfit.methods import METHODS
+from afterfit.plan.bench import Bench
 from afterfit.plan.progress import duration
+from afterfit.plan.request import Telling
 from afterfit.plan.resolve import REFERENCE_FLOPS
 from afterfit.plan.run import Outcome, Prepared
 from afterfit.plan.sizes import Sizes
@@ -55,7 +57,7 @@ def plan_table(prepared: Prepared) -> Table:
 def _total(prepared: Prepared) -> str:
     """What is under the plan: the sum of the costs, how rows are made and multiplied, where memory ran out before."""
     coverage = prepared.request.coverage
-    lines = [_remaining(prepared), coverage.sentence() if coverage else "", _way(prepared)]
+    lines = [_remaining(prepared), coverage.sentence() if coverage else "", _way(prepared), _told(prepared)]
     lines += [shortage.sentence() for shortage in prepared.shortages]
     return "\n".join(line for line in lines if line)
 
@@ -75,6 +77,14 @@ def _way(prepared: Prepared) -> str:
     (cheap, taken), (dear, other) = sorted(ways)
     told = f"Products with {num_columns} columns go {taken}: {amount(2 * cheap, 'FLOP')} an example"
     return f"{told}; {other} would take {amount(2 * dear, 'FLOP')}." if dear < inf else f"{told}."
+
+
+def _told(prepared: Prepared) -> str:
+    """What the method says of its own choices."""
+    request = prepared.request
+    if not isinstance(request.method, Telling):
+        return ""
+    return request.method.sentence(request.likelihood, Bench(request.bench("", {})))
 
 
 def _remaining(prepared: Prepared) -> str:

@@ -78,7 +78,8 @@ class Exact:
 
     def _solve(self, layer: str, rhs_Nk: Tensor) -> Tensor:
         if layer not in self._systems:
-            held = {} if 16.0 * len(rhs_Nk) ** 2 > self._memory_gb * GB / 2 else self._systems
+            all_bytes = 16.0 * len(rhs_Nk) ** 2 * len(self._gram.families)
+            held = {} if all_bytes > self._memory_gb * GB / 2 else self._systems
             tiles = self._gram.tiles(f"gram-{layer}"), self._factor.tiles(f"lower-{layer}")
             gram, lower = tiles if held is not self._systems else (dict(tile.items()) for tile in tiles)
             held[layer] = TiledSystem(gram, lower, self._factor.tensor(f"order-{layer}"))
