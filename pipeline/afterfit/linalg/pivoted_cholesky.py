@@ -25,24 +25,24 @@ def pivoted_cholesky(gram_NN: Tensor, cut_off: float) -> PivotedCholesky:
     """Factor a Gram of rows of length one (or zero), leaving out rows within the cut-off of the span of the others.
 
     Args:
-        gram_NN: positive semi-definite, in float64.
+        gram_NN: positive semi-definite, in float64; its memory is used.
         cut_off: least squared distance of a row from the span of those before it; with rows of length one, the squared
             sine of an angle.
 
     Raises:
         NumericalError: if an entry is not finite.
 
-    Cost: N R^2 / 3 multiplications and additions, of which half do not use the cache well; holds two more N x N.
+    Cost: N R^2 / 3 multiplications and additions, of which half do not use the cache well; holds one more N x N.
     Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, section 10.3; LAPACK's dpstrf.
     """
     if not bool(torch.isfinite(gram_NN).all()):
         raise NumericalError(
             "The Gram matrix of the protected rows is not finite; check the network's outputs on the training data."
         )
-    columns = np.asfortranarray(gram_NN.to(CORE).numpy())
+    columns = gram_NN.to(CORE).numpy().T  # symmetric: its rows are the columns that LAPACK wants
     (pstrf,) = get_lapack_funcs(("pstrf",), (columns,))
     with threadpool_limits(1):
-        factor, pivots, rank, _ = pstrf(columns, tol=cut_off, lower=1)
+        factor, pivots, rank, _ = pstrf(columns, tol=cut_off, lower=1, overwrite_a=1)
     lower_RR = torch.from_numpy(np.ascontiguousarray(factor[:rank, :rank])).tril_()
     return PivotedCholesky(lower_RR, torch.from_numpy(pivots[:rank].astype(np.int64) - 1))
 

@@ -50,6 +50,8 @@ def assembled(state: State) -> Tensor:
     Of blocks on the diagonal the lower triangles count; each block is read once.
     """
     blocks = {tuple(int(part) for part in name.rpartition("/")[2].split("-")): name for name in state}
+    if len(blocks) == 1:
+        return state[next(iter(blocks.values()))]
     first = [left for left, right in sorted(blocks) if left == right]
     rows = dict(zip(first, (state[blocks[left, left]] for left in first), strict=True))
     places, size = {}, 0

@@ -140,8 +140,8 @@ class RowCounts:
         return (WIDE if is_exact else 1.0) * self.num_layers * FACTOR_FLOPS * float(self.num_rows) ** 3
 
     def factor_bytes(self, *, is_exact: bool) -> float:
-        """Of one: three N x N, two in float32."""
-        return (24.0 if is_exact else 8.0) * float(self.num_rows) ** 2
+        """Of one: two N x N."""
+        return (16.0 if is_exact else 8.0) * float(self.num_rows) ** 2
 
     def block_flops(self, block_size: int) -> float:
         """Grams of the blocks and their pseudo-inverses."""

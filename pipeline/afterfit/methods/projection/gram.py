@@ -100,7 +100,7 @@ class GramFactor:
     Exact: Cholesky with pivoting, `lower-LL` (R, R) by tiles of rows and `order-LL` (R,), the R rows on which all
     others depend. As a preconditioner: Cholesky in float32 of K + 1e-6 lambda_1 I.
 
-    Cost: N^3 / 3 multiplications and additions; holds three N x N at once, two in float32.
+    Cost: N^3 / 3 multiplications and additions; holds two N x N at once.
     """
 
     VERSION: ClassVar[int] = 1
