@@ -27,6 +27,8 @@ class ToyDraws(Frozen):
     name: Literal["toy_draws"] = "toy_draws"
     num_draws: int = 6
     """S."""
+    loss: None = None
+    """The likelihood's."""
     more_draws: tuple[int, ...] = ()
     """Raised to."""
     scale: Positive | Literal["validation"] = 0.1

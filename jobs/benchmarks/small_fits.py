@@ -1,4 +1,4 @@
-"""Two fits of a second that go through every stage, with many tiles, groups, shards and saves: to be killed."""
+"""Fits of a few seconds that go through every stage, with many tiles, groups, shards and saves: to be killed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ SHARED: Final[Mapping[str, Any]] = {
     "tile_weights": 256,
 }
 
+NULL_SPACE: Final[Mapping[str, Any]] = {"name": "null_space", "num_protected": 24, "num_draws": 3, "block_size": 3}
+
 FITS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ella": {
         **SHARED,
@@ -52,6 +54,28 @@ FITS: Final[Mapping[str, Mapping[str, Any]]] = {
         "name": "ggn_nystrom",
         "method": {"name": "ggn_nystrom", "num_probes": 24},
         "memory_gb": 4.2e-4,
+    },
+    "null_space": {
+        **SHARED,
+        "name": "null_space",
+        "method": {**NULL_SPACE, "solver": "exact", "more_draws": [5]},
+        "num_shards": 4,
+        "memory_gb": 1.6e-3,
+    },
+    "null_space_cg": {
+        **SHARED,
+        "name": "null_space_cg",
+        "method": {**NULL_SPACE, "solver": "cg", "preconditioner": "sweep", "scale": "validation", "max_passes": 8},
+        "prediction": {"by": "network"},
+        "num_shards": 4,
+        "memory_gb": 3e-3,
+    },
+    "null_space_alternating": {
+        **SHARED,
+        "name": "null_space_alternating",
+        "method": {**NULL_SPACE, "kernel": "loss", "solver": "alternating", "scale": "evidence", "max_passes": 4},
+        "num_shards": 4,
+        "memory_gb": 2e-3,
     },
 }
 """Name -> configuration. The memory makes groups of 2 and of 4 of the 8 tiles."""

@@ -93,6 +93,11 @@ class DrawsMethod(Method, Protocol):
         ...
 
     @property
+    def loss(self) -> str | None:
+        """Of the training data, in place of the likelihood's; then these need no targets."""
+        ...
+
+    @property
     def more_draws(self) -> tuple[int, ...]:
         """Numbers that they were raised to later; chunks that were there stay as they are."""
         ...

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from afterfit.network.loading import load_network
 from afterfit.network.tokens import TokenCategorical
 from afterfit.plan.bench import DataSource, NetworkSource, opened_data
 from afterfit.plan.config import RunConfig
-from afterfit.plan.request import FitRequest, Method
+from afterfit.plan.request import DrawsMethod, FitRequest, Method
 from afterfit.precision import state_dtype
 from afterfit.resources import is_out_of_memory
 from afterfit.rows.tape import TapeBackend
@@ -197,8 +197,7 @@ def _measured(
     for role, opened in examples.items():
         if role != "train":
             count_first(network, opened, role)
-        needs_targets = role not in request.out_of_distribution
-        if needs_targets:
+        if role not in request.out_of_distribution and not (role == "train" and _has_own_loss(request.method)):
             try:
                 request.likelihood.check(opened.targets(), outputs)
             except DataError as error:
@@ -208,6 +207,10 @@ def _measured(
             identity=opened.identity(), num_examples=opened.num_examples, num_shards=len(shards), examples=opened
         )
     return replace(sized, data=data)
+
+
+def _has_own_loss(method: Method) -> bool:
+    return method.posterior == "draws" and cast(DrawsMethod, method).loss is not None
 
 
 def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tuple[int, float]:

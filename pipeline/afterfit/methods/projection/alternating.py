@@ -14,7 +14,7 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Progress, Result, State, Stop, Unit
 from afterfit.lazy import LazyMapping
-from afterfit.methods.projection.draws import column_norms, family, joined, noise_tiles, scalar
+from afterfit.methods.projection.draws import column_norms, family, joined, noise_tiles, notes_of, scalar
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.sweeps import Blocks
 from afterfit.methods.projection.unit_rows import ProtectedRows
@@ -49,6 +49,11 @@ class AlternatingProjection:
     max_passes: int = 200
     block_size: int = 50
 
+    @property
+    def numbers(self) -> range:
+        """Of the draws."""
+        return range(self.first, self.first + self.num)
+
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Shards that have protected examples."""
         return self.protected.units(outline)
@@ -65,8 +70,7 @@ class _Sweeps:
         self.rows = ProtectedRows(recipe.protected, bench)
 
     def init(self) -> State:
-        numbers = range(self.recipe.first, self.recipe.first + self.recipe.num)
-        tiles = noise_tiles(self.recipe.seed, self.bench, numbers)
+        tiles = noise_tiles(self.recipe.seed, self.bench, self.recipe.numbers)
         at = {"at/norms": column_norms(tiles), "at/passes": scalar(0), "at/history": torch.ones(0)}
         return joined({"draws": tiles}, at)
 
@@ -117,6 +121,7 @@ class _Sweeps:
             "rank": recipe.protected.num_rows(self.bench),
             "rank_is_bound": True,
             "cut_off": 0.0,
+            "notes": list(notes_of(recipe.numbers, float(state["at/history"][-1]), recipe.tolerance)),
         }
         return Result(tensors={"draws": family(state, "draws").items()}, facts=facts)
 

@@ -69,3 +69,12 @@ def joined(tiles: Tiles, *small: State) -> State:
 def scalar(value: float) -> Tensor:
     """A number of a state."""
     return torch.tensor(value, dtype=CORE)
+
+
+def notes_of(numbers: range, residual: float, tolerance: float) -> Iterator[str]:
+    """What people should know of draws that an iterative solver left short of the tolerance."""
+    if residual > tolerance:
+        yield (
+            f"The draws {numbers.start} to {numbers.stop - 1} move a protected row by {residual:.1e} of both lengths, "
+            f"above `method.tolerance: {tolerance:g}`; raise `method.max_passes`, or set `method.solver: exact`."
+        )

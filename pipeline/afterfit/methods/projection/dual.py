@@ -17,7 +17,15 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Progress, Result, State, Stop, Unit
 from afterfit.lazy import LazyMapping
-from afterfit.methods.projection.draws import Tiles, column_norms, family, joined, noise_tiles, scalar
+from afterfit.methods.projection.draws import (
+    Tiles,
+    column_norms,
+    family,
+    joined,
+    noise_tiles,
+    notes_of,
+    scalar,
+)
 from afterfit.methods.projection.passes import Times, TransposeTimes, fold_shard
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.solvers import BlockCgSolver, DualSolver, Exact, Preconditioner
@@ -188,8 +196,11 @@ class DualRounds:
             facts = {"rank": sum(ranks), "rank_is_bound": False, "cut_off": found["cut_off"]}
         else:
             facts = {"rank": recipe.protected.num_rows(self.bench), "rank_is_bound": True, "cut_off": 0.0}
+        residual = float(state["at/residual"])
+        if recipe.solver == "cg":
+            facts["notes"] = list(notes_of(recipe.numbers, residual, recipe.tolerance))
         facts |= {"first": recipe.first, "num": recipe.num, "solver": recipe.solver}
-        facts |= {"residual": float(state["at/residual"]), "passes": float(state["at/passes"])}
+        facts |= {"residual": residual, "passes": float(state["at/passes"])}
         return Result(tensors={"draws": family(state, "draws").items()}, facts=facts)
 
 

@@ -1,7 +1,7 @@
 """How far along the draws: the standard deviation that posterior displacements have along each of them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -148,8 +148,15 @@ class _ScaleRounds:
             "largest_loss_change": float(state["scale/change"]),
             "relative_length": scale * self._length / self._theta,
             "rule": rule if isinstance(rule, str) else "given",
+            "notes": list(self._notes(scale)),
         }
         return Result(facts=facts)
+
+    def _notes(self, scale: float) -> Iterator[str]:
+        ends = [self._start() * GRID_STEP**power for power in (GRID[0], GRID[1] - 1)]
+        if self.recipe.rule == "validation" and not ends[0] * 1.01 < scale < ends[1] / 1.01:
+            end = "smallest" if scale < ends[1] / 2 else "largest"
+            yield f"Validation chose the {end} scale that was tried, {scale:.2g}: the data say little about it."
 
 
 def _next(now: float, change: float, target: float, low: float, high: float) -> float:
