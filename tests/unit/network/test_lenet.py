@@ -23,6 +23,16 @@ def test_the_number_of_labels_is_the_number_of_outputs():
     assert module(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("is_smooth", [False, True])
+def test_the_smooth_one_is_bent_everywhere_and_the_other_at_its_kinks_only(is_smooth):
+    module = load_module(NetworkSettings(factory=FACTORY, arguments={"is_smooth": is_smooth})).double()
+    image, direction = torch.randn(2, 1, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps = torch.linspace(0, 1e-5, 11, dtype=torch.float64)
+    slopes = torch.stack([torch.func.jvp(module, (image + step * direction,), (direction,))[1] for step in steps])
+    change = slopes.diff(dim=0).abs().amax(dim=(1, 2))
+    assert bool((change > 1e-9).all()) if is_smooth else float(change.median()) < 1e-12
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_an_example_does_not_see_the_others_of_its_batch(seed):
     module = load_module(NetworkSettings(factory=FACTORY, seed=seed)).double()

@@ -87,10 +87,10 @@ def test_units_bytes_and_work_are_those_of_a_run(ran):
         least = 0.6 if (name, stage) == ("per_layer", "factor") else 1.0
         assert least * cost.stored_bytes <= stored[stage] <= 1.05 * cost.stored_bytes + 4096 * units[stage], stage
     assert 0.5 < counted["lengths"].flops / flops["lengths"] < 2.5  # squares of explicit rows are not seen
-    # What is in float64 counts twice.
-    assert 1.5 < counted["certificate-00000"].flops / flops["certificate-00000"] < 2.1
+    assert 0.8 < counted["certificate-00000"].flops / flops["certificate-00000"] < 1.1
     assert 0.3 < counted["scale"].flops / flops["scale"] < 4
     if "gram" in counted:
+        # What is in float64 counts twice.
         width = 1 if name == "cholesky" else 2
         assert counted["gram"].flops / flops["gram"] == pytest.approx(width, rel=0.05)
     if "image" in counted:
@@ -128,7 +128,7 @@ def test_a_machine_or_a_disk_that_is_too_small_is_named_with_the_stage():
     held = {"factor": counted["factor"]}
     with pytest.raises(OutOfMemoryError, match=r"^The stage factor holds .* GB at once with `memory_gb: 2`, but this"):
         check_fits(held, 2.0, 1e-6, None)
-    with pytest.raises(ResourceError, match=r"^The stage factor holds .*set `memory_gb` to 0\.0005, "):
+    with pytest.raises(ResourceError, match=r"^The stage factor holds .*set `memory_gb` to 0\.00034, "):
         check_fits(held, 1e-4, None, None)
     with pytest.raises(ResourceError, match=r"^The stage scale holds .*choose fewer weights with `network.choose`"):
         check_fits({"scale": counted["scale"]}, 2.0, 1e-6, None)
