@@ -201,8 +201,35 @@ def test_the_python_in_the_readme_uses_what_the_package_gives() -> None:
         inspect.signature(given[name]).bind(*itself, *call.args, **named)
 
 
+def test_the_draws_in_the_readme_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, example, _ = _fenced("README.md", "python")
+    torch.manual_seed(0)
+    images = torch.randn(6, 3)
+    items = [{"pixel_values": image, "label": number % 2} for number, image in enumerate(images)]
+    names = {"afterfit": afterfit, "network": Pixels().eval(), "dataset": items, "images": images}
+
+    exec(example, names)
+
+    assert names["posterior"].facts["residual"] <= 1e-7
+    assert names["posterior"].facts["num_draws"] == 32
+    assert names["outputs"].disagreement.shape == (6,)
+
+
+class Pixels(torch.nn.Module):
+    """A small network that takes what the text gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2)."""
+        return self.layers(pixel_values)
+
+
 def test_the_curvature_in_the_readme_runs_as_it_stands() -> None:
-    _, example = _fenced("README.md", "python")
+    *_, example = _fenced("README.md", "python")
     network, images = torch.nn.Linear(3, 2).eval(), torch.randn(4, 3)
     columns = torch.randn(8, 5)
     names = {
