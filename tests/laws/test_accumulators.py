@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Accumulator, Batch, State, fold
+from afterfit.algebra import Accumulator, Batch, State, Unit, fold
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.layout import Layout
 from afterfit.methods.ggn_nystrom import GgnSketch, SketchSum
+from afterfit.methods.projection.passes import Times, TransposeTimes
+from afterfit.methods.projection.protected import Kernel, Protected
+from afterfit.methods.projection.unit_rows import ProtectedRows
 from afterfit.methods.subspace import CurvatureSum
 from afterfit.network.functional import Network
 from afterfit.precision import state_dtype
@@ -30,6 +34,15 @@ class Bench:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     memory_gb: float = 2.0
     arithmetic: Arithmetic = PLAIN
+    num_outputs: int = 0
+    size: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        return state_dtype(self.network.dtype).itemsize
+
+    def num_examples(self, role: str) -> int:
+        return self.size
 
     @property
     def layout(self) -> Layout:
@@ -64,6 +77,29 @@ def residuals(case: NetworkCase, network: Network, micro_batches: Sequence[Batch
     return ResidualSum(Bench(network))
 
 
+def protected_rows(case: NetworkCase, network: Network, kernel: Kernel) -> tuple[ProtectedRows, Unit]:
+    protected = Protected(kernel, case.likelihood)
+    sizes = {"num_outputs": case.num_outputs, "size": case.num_examples}
+    rows_each = protected.rows_each(Bench(network, **sizes))  # type: ignore[arg-type]
+    lengths_NR = 1 + normals(Seed(6), case.num_examples, rows_each, dtype=torch.float64).square()
+    bench = Bench(network, {"lengths": SimpleNamespace(tensor={"lengths": lengths_NR}.get)}, **sizes)
+    return ProtectedRows(protected, bench), Unit("all", {"start": 0, "stop": case.num_examples})  # type: ignore[arg-type]
+
+
+def rows_times(kernel: Kernel, case: NetworkCase, network: Network, micro_batches: Sequence[Batch]) -> Accumulator:
+    rows, unit = protected_rows(case, network, kernel)
+    columns = {
+        tile.name: normals(Seed(7).child(tile.name), tile.size, 3, dtype=network.dtype) for tile in network.layout
+    }
+    return Times(rows, unit, columns)
+
+
+def rows_transposed(kernel: Kernel, case: NetworkCase, network: Network, micro_batches: Sequence[Batch]) -> Accumulator:
+    rows, unit = protected_rows(case, network, kernel)
+    shape = (case.num_examples, rows.protected.rows_each(rows.bench), 3)
+    return TransposeTimes(rows, unit, normals(Seed(8), *shape, dtype=torch.float64))
+
+
 @dataclass(frozen=True)
 class Positioned:
     """An accumulator of (position, batch) pairs as one of batches; each batch has one position."""
@@ -95,6 +131,10 @@ ACCUMULATOR_CASES = (
     AccumulatorCase("ggn_sketch_of_some_tiles", sketch_of_some_tiles),
     AccumulatorCase("subspace_curvature", subspace_curvature),
     AccumulatorCase("residuals", residuals, likelihoods=("gaussian",)),
+    AccumulatorCase("protected_rows_times", partial(rows_times, "predictive")),
+    AccumulatorCase("layer_rows_times", partial(rows_times, "per_layer")),
+    AccumulatorCase("protected_rows_transposed", partial(rows_transposed, "predictive")),
+    AccumulatorCase("layer_rows_transposed", partial(rows_transposed, "per_layer")),
 )
 
 PAIRS = [
