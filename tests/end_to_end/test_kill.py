@@ -52,6 +52,12 @@ MOMENTS = {
     "a merge in the tree": ("ggn_nystrom", "write", "sketch/", "/2-", "image"),
     "the end of a reduction": ("ggn_nystrom", "write", "sketch/", "image"),
     "the predictions": ("ggn_nystrom", "write", "predictions-test/"),
+    "a shard of a projection's pass": ("null_space", "item", "draws-00000/", "/sum/", "/at/00000002"),
+    "the draws": ("null_space", "write", "draws-00000/", "draws"),
+    "the state between two rounds": ("null_space_cg", "mark", "draws-00000/", "/round/"),
+    "a sweep of a preconditioner": ("null_space_cg", "item", "draws-00000/", "/at/00000003"),
+    "a sweep of projections": ("null_space_alternating", "item", "draws-00000/", "/at/00000002"),
+    "the plain network at a draw": ("null_space_cg", "item", "features-test-00000/", "/at/00000002"),
 }
 
 
@@ -90,6 +96,7 @@ def test_work_that_is_done_twice_is_noticed(tmp_path, forks, uninterrupted):
         ("ggn_nystrom", "item", ("sketch/", "/at/00000002")),
         ("ggn_nystrom", "mark", ("sketch/", "/node/")),
         ("ggn_nystrom", "write", ("basis/", "basis.arrow")),
+        ("null_space_cg", "item", ("draws-00000/", "/sum/")),
     ],
 )
 def test_a_killed_worker_is_replaced_by_one_that_goes_on(tmp_path, forks, ray_address, uninterrupted, fit, kind, words):
