@@ -62,7 +62,7 @@ class _GramReducer:
         left, right = range(*unit.details["left"]), range(*unit.details["right"])
         bench, wanted = self.rows.bench, set(unit.details["tiles"])
         tiles = [tile for tile in bench.layout if tile.name in wanted]
-        indexes = self.rows.protected.indexes(bench, 0, bench.num_examples("train"))
+        indexes = self.rows.all.tolist()
         left_rows = self.rows.explicit(tiles, indexes[left.start : left.stop])
         right_rows = left_rows if left == right else self.rows.explicit(tiles, indexes[right.start : right.stop])
         num_layers, dtype = self.rows.num_layers, CORE if self.recipe.is_exact else torch.float32

@@ -64,7 +64,7 @@ class _Collected:
 
     def accumulate(self, state: State, batch: Batch) -> State:
         squares_BR: Tensor = self.rows.rows(batch).squared_lengths()
-        state["lengths/all"][self.rows.places(batch, self.rows.indexes(self.unit))] = squares_BR.clamp_min(0).sqrt()
+        state["lengths/all"][self.rows.places(batch, self.unit.details["start"])] = squares_BR.clamp_min(0).sqrt()
         return state
 
     def merge(self, left: State, right: State) -> State:

@@ -35,7 +35,7 @@ class Times:
 
     def accumulate(self, state: State, batch: Batch) -> State:
         """One micro-batch, in place."""
-        places_B = self.rows.places(batch, self.rows.indexes(self.unit))
+        places_B = self.rows.places(batch, self.unit.details["start"])
         state["rows/all"][places_B] = self.rows.rows(batch).times(self.columns)
         return state
 
@@ -59,7 +59,7 @@ class TransposeTimes:
 
     def accumulate(self, state: State, batch: Batch) -> State:
         """One micro-batch, in place."""
-        places_B = self.rows.places(batch, self.rows.indexes(self.unit))
+        places_B = self.rows.places(batch, self.unit.details["start"])
         into = {name.removeprefix("columns/"): tile for name, tile in state.items()}
         self.rows.rows(batch).transpose_times(self.weights_nRk[places_B], into)
         return state

@@ -102,7 +102,7 @@ class Blocks:
         num_columns = next(iter(columns.values())).shape[1]
         indexes = self.indexes[number]
         met_bRk = torch.zeros(len(indexes), given[0][1].shape[1], num_columns, dtype=CORE)
-        places = [self.rows.places(batch, indexes) for batch, _ in given]
+        places = [self.rows.places(batch, indexes[0]) for batch, _ in given]
         for places_B, (_, times_BRk) in zip(places, given, strict=True):
             met_bRk[places_B] = times_BRk
         wanted_bRk = met_bRk if target_bRk is None else met_bRk - target_bRk

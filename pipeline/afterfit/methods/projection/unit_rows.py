@@ -134,7 +134,7 @@ class ProtectedRows:
 
     def first(self, unit: Unit) -> int:
         """How many protected examples come before a shard."""
-        return len(self.protected.indexes(self.bench, 0, unit.details["start"]))
+        return int(torch.searchsorted(self.all, unit.details["start"]))
 
     def micro_batches(self, indexes: Sequence[int]) -> Sequence[Sequence[int]]:
         """Of some examples, planned."""
@@ -153,7 +153,7 @@ class ProtectedRows:
         rows = self.backend.rows(batch, self._bound.cotangents(batch))
         lengths_BR = None
         if self.has_lengths:
-            lengths_BR = self._lengths_NR[self.places(batch, self._all)]
+            lengths_BR = self._lengths_NR[self.places(batch)]
         return UnitRows(rows, self.bench.layout, self.bench.memory_gb, self.layer_of, lengths_BR)
 
     @cached_property
@@ -161,8 +161,10 @@ class ProtectedRows:
         return self.protected.on(self.bench)
 
     @cached_property
-    def _all(self) -> Sequence[int]:
-        return self.protected.indexes(self.bench, 0, self.bench.num_examples("train"))
+    def all(self) -> Tensor:
+        """Indexes of all protected examples, ascending, (n,)."""
+        chosen = self.protected.indexes(self.bench, 0, self.bench.num_examples("train"))
+        return torch.as_tensor(list(chosen), dtype=torch.int64)
 
     @cached_property
     def _lengths_NR(self) -> Tensor:
@@ -173,13 +175,14 @@ class ProtectedRows:
         """L."""
         return self.protected.num_layers(self.bench)
 
-    def places(self, batch: Batch, indexes: Sequence[int]) -> Tensor:
-        """Positions of a micro-batch's examples among these ascending indexes."""
-        return torch.searchsorted(torch.as_tensor(list(indexes)), batch.indexes)
+    def places(self, batch: Batch, first: int | None = None) -> Tensor:
+        """Positions of a micro-batch's examples among all protected ones, counted from the example `first`."""
+        places_B = torch.searchsorted(self.all, batch.indexes)
+        return places_B if first is None else places_B - int(torch.searchsorted(self.all, first))
 
     def whole_lengths(self, batch: Batch) -> Tensor:
         """|row| of a micro-batch's rows, those of layers taken together, (B, S)."""
-        lengths_BR = self._lengths_NR[self.places(batch, self._all)]
+        lengths_BR = self._lengths_NR[self.places(batch)]
         return lengths_BR.unflatten(1, (self.num_layers, -1)).square().sum(dim=1).sqrt()
 
     def explicit(self, tiles: Sequence[Tile], indexes: Sequence[int]) -> Mapping[tuple[str, int, int], Tensor]:
@@ -187,7 +190,7 @@ class ProtectedRows:
         made: dict[tuple[str, int, int], Tensor] = {}
         for planned in self.micro_batches(indexes):
             batch = self.batch(planned)
-            places_B = self.places(batch, indexes)
+            places_B = self.places(batch, indexes[0])
             for tile, layer, place, rows_BSp in self.rows(batch).explicit(tiles):
                 key = (tile.name, layer, place.start or 0)
                 if key not in made:
