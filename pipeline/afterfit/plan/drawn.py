@@ -61,7 +61,18 @@ class _CollectTask:
         }
         if isinstance(self.recipe.likelihood, Gaussian):
             facts["noise_variance"] = self.recipe.likelihood.variance
-        return Result(facts=facts)
+        return Result(facts={**facts, "notes": [certified(facts)]})
+
+
+def certified(facts: Mapping[str, Any]) -> str:
+    """The certificate in a sentence."""
+    rank = f"at most {facts['rank']}" if facts["rank_is_bound"] else str(facts["rank"])
+    return (
+        f"No protected row moves by more than {facts['residual']:.1e} of its length and the draw's, for any of "
+        f"{facts['num_draws']} draws (plain noise: {facts['isotropic']:.1e}; rank {rank}); at |displacement| = "
+        f"{facts['relative_length']:.2g} |weights| no protected loss looked at changes by more than "
+        f"{facts['largest_loss_change']:.2g} nats."
+    )
 
 
 @dataclass(frozen=True)
