@@ -13,7 +13,7 @@ stored draws. The text task needs a pretrained encoder: see `ENCODER` in null_sp
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -68,6 +68,8 @@ NUM_LOOKED = 4
 FIRST_LENGTH = 0.1
 """Part of |theta| that noise is tried at first."""
 ELLA_DRAWS = 128
+COURSE = (5, 10, 20, 40, 80)
+"""Passes after which the residual of an iterative solver is recorded."""
 RELATIVE_LENGTHS = (0.02, 0.1)
 """|delta| / |theta| between which the slope of the loss change is taken."""
 SLOPE_TASK = "mnist"
@@ -215,10 +217,19 @@ class Measured:
             f"passes_per_draw_{solver}": fit.passes / fit.num_draws,
             f"seconds_per_draw_{solver}": fit.projection_seconds / fit.num_draws,
         }
+        made |= {f"residual_{solver}_at_{passes}": value for passes, value in _falls(fit.course)}
         return {f"{self.task.name}_{name}": value for name, value in made.items()}
 
     def _named(self, method: str, figures: Mapping[str, float]) -> Figures:
         return {f"{self.task.name}_{method}_{name}": value for name, value in figures.items()}
+
+
+def _falls(course: Sequence[tuple[float, float]]) -> Iterator[tuple[int, float]]:
+    """Residuals after some numbers of passes, as far as they went."""
+    for wanted in COURSE:
+        reached = [residual for passes, residual in course if passes <= wanted]
+        if reached and course[-1][0] >= wanted:
+            yield wanted, reached[-1]
 
 
 def comparisons(task: Task, figures: Mapping[str, float]) -> Figures:

@@ -160,6 +160,14 @@ class Fit:
         return sum(float(chunk.facts["passes"]) for chunk in self.chunks("draws"))
 
     @property
+    def course(self) -> list[tuple[float, float]]:
+        """(passes, residual of the worst row) of the first chunk, as an iterative solver estimated or measured it."""
+        rows = self.chunks("draws")[0].table("progress").to_pylist()
+        known = [(row["passes"], row.get("residual"), row.get("estimate")) for row in rows]
+        residuals = [(passes, estimate if residual is None else residual) for passes, residual, estimate in known]
+        return [(passes, residual) for passes, residual in residuals if residual is not None]
+
+    @property
     def scale(self) -> float:
         """Standard deviation that the fit chose."""
         return float(self.artifact("scale").facts["scale"])

@@ -22,6 +22,7 @@ from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.scale import Rule, Scale
 from afterfit.methods.projection.sweeps import BlockFactors
 from afterfit.network.likelihoods import Likelihood
+from afterfit.network.loading import imported
 from afterfit.network.workbench import Declaration, Outline, Recipe
 
 OVERSAMPLING = 10
@@ -88,8 +89,16 @@ class NullSpace(Frozen):
             raise ConfigError(f"A `loss` has no part in the kernel {self.kernel!r}; set `method.kernel: loss`.")
         if self.global_basis is None and self.preconditioner == "nystrom":
             raise ConfigError("The preconditioner `nystrom` needs a basis; set `method.global_basis` to its rank.")
-        if self.global_basis is None and self.kernel == "global_basis":
-            raise ConfigError("The kernel `global_basis` needs its rank; set `method.global_basis`, say to 100.")
+        if self.kernel == "global_basis":
+            if self.global_basis is None:
+                raise ConfigError("The kernel `global_basis` needs its rank; set `method.global_basis`, say to 100.")
+            if (self.solver, self.preconditioner) != ("auto", "auto"):
+                raise ConfigError(
+                    "The kernel `global_basis` has nothing to solve; leave out `method.solver` and "
+                    "`method.preconditioner`."
+                )
+        if self.loss is not None:
+            imported(self.loss)
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """Factors, draws by chunks with their certificates, and the scale."""
@@ -97,7 +106,7 @@ class NullSpace(Frozen):
         choice = self._choice(protected, outline)
         declared = {"lengths": Declaration(recipe=RowLengths(protected), data=("train",))}
         declared |= self._factors(protected, choice, likelihood)
-        factors = {name: name for name in declared if name not in ("sketch", "curvature", "gram")}
+        factors = {name: name for name in declared if name not in ("sketch", "curvature", "basis", "gram")}
         if choice is not None and choice.solver == "exact":
             factors["gram"] = "gram"
         for chunk in self._chunks(outline):
@@ -168,7 +177,7 @@ class NullSpace(Frozen):
             is_exact = choice.solver == "exact"
             gram = ProtectedGram(protected, is_exact)
             declared["gram"] = Declaration(recipe=gram, inputs={"lengths": "lengths"}, data=("train",))
-            declared["factor"] = Declaration(recipe=GramFactor(is_exact), inputs={"gram": "gram"})
+            declared["factor"] = Declaration(recipe=GramFactor(protected, is_exact), inputs={"gram": "gram"})
         return declared
 
     def _basis(self, likelihood: Likelihood) -> Mapping[str, Declaration]:

@@ -25,7 +25,7 @@ def moved_weights(network: Network, draws: Mapping[str, Tensor], column: int, sc
             f"The plain network at a draw needs all chosen weights in memory, and {min(network.away)!r} is put away; "
             "set `prediction.by: linearised`, or load the network without offloading."
         )
-    moved = network.layout.assemble({name: draws[name][:, column] for name in draws})
+    moved = network.layout.assemble({name: draws[name][:, column].clone() for name in draws})
     return {
         name: weight + (scale * moved[name].to(weight.device)).to(weight.dtype)
         for name, weight in network.weights.items()

@@ -13,6 +13,7 @@ from afterfit.network.functional import Network
 from afterfit.network.moved import moved_weights
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
+from afterfit.rows.columns import held_columns
 
 
 def plain_outputs(network: Network, pieces: Sequence[Batch], weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -80,7 +81,7 @@ class _Outputs:
 
     @cached_property
     def draws(self) -> Mapping[str, Tensor]:
-        return self.bench.input("draws").tiles("draws")
+        return held_columns(self.bench.input("draws").tiles("draws"), self.bench.layout, self.bench.memory_gb)
 
     def init(self) -> State:
         return {}

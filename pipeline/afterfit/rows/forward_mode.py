@@ -84,7 +84,7 @@ def push_forward(
     """
     products, padded = [], _padded(network)
     for column in range(next(iter(columns.values())).shape[1]):
-        flat = {name: tile_Pk[:, column] for name, tile_Pk in columns.items()}
+        flat = {name: tile_Pk[:, column].clone() for name, tile_Pk in columns.items()}
         tangent = {
             name: direction.to(network.weights[name]) for name, direction in network.layout.assemble(flat).items()
         }

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import afterfit
 from afterfit.algebra import Batch
-from afterfit.errors import ConfigError
+from afterfit.errors import ConfigError, RankError
 from afterfit.methods.null_space import NullSpace
 from afterfit.methods.projection.scale import mean_nll
 from afterfit.network.likelihoods import Categorical, Gaussian
@@ -210,6 +210,38 @@ def test_a_loss_that_is_not_one_number_for_each_example_is_refused():
 def test_what_does_not_fit_is_one_sentence_with_the_remedy(choices, said):
     with pytest.raises(ConfigError, match=said):
         made(case_named("mlp"), **choices)
+
+
+@pytest.mark.parametrize("kernel", ["predictive", "loss"])
+def test_a_regression_with_noise_that_is_fitted_is_protected_as_well(tmp_path, kernel):
+    case = case_named("regression")
+    method = NullSpace(kernel=kernel, solver="exact", num_draws=2)
+    fitted = afterfit.fit(case.module(), case.items, method=method, likelihood="gaussian", store=str(tmp_path))
+    assert fitted.facts["residual"] <= 1e-12
+    assert fitted.facts["noise_variance"] > 0
+    assert 0.09 <= fitted.facts["largest_loss_change"] <= 0.1
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg", "alternating"])
+def test_rows_that_span_all_weights_leave_nothing_to_draw_from(solver):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    items = [{"input": row, "target": row[:1]} for row in rows]
+    method = NullSpace(solver=solver, num_draws=2, tolerance=1e-8, max_passes=2000, block_size=5)
+    with pytest.raises(RankError, match=r"40 protected rows span all 7 weights.*`method.num_protected`"):
+        stages_in_memory(method, nn.Linear(6, 1).double().eval(), items, Gaussian(1.0), **CUTS)
+
+
+def test_where_no_loss_changes_the_scale_is_that_of_the_evidence():
+    rows = torch.eye(6, dtype=torch.float64)[:4]
+    items = [{"input": row, "target": row[:1]} for row in rows]
+    stages = stages_in_memory(
+        NullSpace(solver="exact", num_draws=2), nn.Linear(6, 1).double().eval(), items, Gaussian(1.0), **CUTS
+    )
+    facts = stages["scale"].facts
+    assert facts["largest_loss_change"] <= 1e-12  # the network is linear
+    assert facts["notes"]
+    assert facts["relative_length"] <= 1.5
 
 
 def test_draws_stay_what_they_were_when_more_are_added():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Progress, Result, State, Stop, Unit
 from afterfit.lazy import LazyMapping
-from afterfit.methods.projection.draws import column_norms, family, joined, noise_tiles, notes_of, scalar
+from afterfit.methods.projection.draws import check_left, column_norms, family, joined, noise_tiles, notes_of, scalar
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.sweeps import Blocks
 from afterfit.methods.projection.unit_rows import ProtectedRows
@@ -34,7 +34,7 @@ class AlternatingProjection:
     sweep old. Stops after the first sweep that meets at most the tolerance: that sweep was the projector once more.
 
     Cost: a sweep is one pass over the protected examples, with 4 n R P k multiplications and additions; each worker
-    holds P k numbers twice.
+    holds P k numbers.
     Source: Miani, Roy, Hauberg (2024), arXiv:2410.16901.
     """
 
@@ -98,7 +98,9 @@ class _Sweeps:
         tiles: Mapping[str, Tensor] = LazyMapping(moved)
         residual, passes = float(total["met/largest"].max()), float(state["at/passes"]) + 1
         history_n = torch.cat([state["at/history"].double(), torch.tensor([residual], dtype=torch.float64)])
-        at = {"at/norms": column_norms(tiles), "at/passes": scalar(passes), "at/history": history_n}
+        norms_k = column_norms(tiles)
+        check_left(norms_k, self.recipe.protected, self.bench)
+        at = {"at/norms": norms_k, "at/passes": scalar(passes), "at/history": history_n}
         figures = {"passes": passes, "residual": residual}
         return joined({"draws": tiles}, at), Progress(self._stop(history_n.tolist(), passes), figures)
 
@@ -118,7 +120,7 @@ class _Sweeps:
             "solver": "alternating",
             "residual": float(state["at/history"][-1]),
             "passes": float(state["at/passes"]),
-            "rank": recipe.protected.num_rows(self.bench),
+            "rank": recipe.protected.most_rank(self.bench),
             "rank_is_bound": True,
             "cut_off": 0.0,
             "notes": list(notes_of(recipe.numbers, float(state["at/history"][-1]), recipe.tolerance)),

@@ -77,7 +77,12 @@ class _CertificateReducer:
     @cached_property
     def noise(self) -> Mapping[str, Tensor]:
         numbers = range(self.recipe.first, self.recipe.first + min(NUM_ISOTROPIC, self.recipe.num))
-        return noise_tiles(self.recipe.seed, self.bench, numbers)
+        return held_columns(noise_tiles(self.recipe.seed, self.bench, numbers), self.bench.layout, self.bench.memory_gb)
+
+    @cached_property
+    def plain(self) -> TapeBackend:
+        """Of the network as it is certified: it knows whether that has forward mode."""
+        return TapeBackend(self.network, self.bench.memory_gb)
 
     @cached_property
     def network(self) -> Network:
@@ -121,26 +126,24 @@ class _Moved:
     def accumulate(self, state: State, batch: Batch) -> State:
         reducer = self.reducer
         lengths_BS = reducer.rows.whole_lengths(batch)
-        largest = {
-            "moved/draws": _largest(reducer, batch, reducer.draws, lengths_BS),
-            "moved/noise": _largest(reducer, batch, reducer.noise, lengths_BS),
+        scales_BS1 = torch.where(lengths_BS > 0, 1 / lengths_BS, 0.0)[..., None]
+        with torch.no_grad():  # the rows' own cotangents: what is certified is what was protected
+            outputs_BC = reducer.bench.network(batch.inputs)
+            cotangents_BSC = reducer.recipe.protected.on(reducer.bench).cotangents(batch)(outputs_BC)
+        moved = {
+            "moved/draws": _moved(reducer, batch, reducer.draws, cotangents_BSC),
+            "moved/noise": _moved(reducer, batch, reducer.noise, cotangents_BSC),
         }
+        largest = {name: (moved_BSk.abs() * scales_BS1).amax(dim=(0, 1)) for name, moved_BSk in moved.items()}
         return {name: torch.maximum(value, largest[name]) for name, value in state.items()}
 
     def merge(self, left: State, right: State) -> State:
         return self.reducer.merge(left, right)
 
 
-def _largest(reducer: _CertificateReducer, batch: Batch, columns: Mapping[str, Tensor], lengths_BS: Tensor) -> Tensor:
-    cotangents = reducer.recipe.protected.on(reducer.bench).cotangents(batch)
-    backend = reducer.rows.backend
-    # The rows' own cotangents, so that what is certified is what was protected.
-    with torch.no_grad():
-        cotangents_BSC = cotangents(reducer.bench.network(batch.inputs))
-    if not isinstance(backend, TapeBackend) or backend.has_forward_mode(batch):
-        moved_BSk = push_forward(reducer.network, batch.inputs, cotangents_BSC, columns).cpu()
-    else:
-        plain = FunctionalBackend(reducer.network, reducer.bench.memory_gb)
-        moved_BSk = plain.rows(batch, lambda outputs_BC: cotangents_BSC.to(outputs_BC)).times(columns).cpu()
-    scales_BS = torch.where(lengths_BS > 0, 1 / lengths_BS, 0.0)
-    return (moved_BSk.abs() * scales_BS[..., None]).amax(dim=(0, 1))
+def _moved(reducer: _CertificateReducer, batch: Batch, columns: Mapping[str, Tensor], cotangents_BSC: Tensor) -> Tensor:
+    """U (J D), (B, S, k)."""
+    if reducer.plain.has_forward_mode(batch):
+        return push_forward(reducer.network, batch.inputs, cotangents_BSC, columns).cpu()
+    plain = FunctionalBackend(reducer.network, reducer.bench.memory_gb)
+    return plain.rows(batch, lambda outputs_BC: cotangents_BSC.to(outputs_BC)).times(columns).cpu()

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import State
+from afterfit.errors import RankError
 from afterfit.layout import Tile
 from afterfit.lazy import LazyMapping
+from afterfit.methods.projection.protected import Protected
 from afterfit.network.workbench import Outline
 from afterfit.precision import CORE
 from afterfit.seeds import Seed, normals
@@ -71,10 +73,35 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=CORE)
 
 
+LEFT = 1e-6
+"""Part of a draw's length below which what projection leaves of it is rounding."""
+
+
+def check_left(norms_k: Tensor, protected: Protected, outline: Outline) -> None:
+    """Refuse draws of which nothing is left.
+
+    Raises:
+        RankError: with the remedy.
+    """
+    if float(norms_k.min()) < LEFT * outline.layout.num_weights**0.5:
+        raise RankError(no_kernel(protected, outline))
+
+
+def no_kernel(protected: Protected, outline: Outline) -> str:
+    """What is wrong with rows that span everything."""
+    other = "" if protected.kernel == "loss" else ", set `method.kernel: loss`"
+    return (
+        f"The {protected.num_rows(outline)} protected rows span all {outline.layout.num_weights} weights, so that no "
+        f"draw can leave them alone; protect fewer examples with `method.num_protected`{other}, or choose more weights "
+        "with `network.choose`."
+    )
+
+
 def notes_of(numbers: range, residual: float, tolerance: float) -> Iterator[str]:
-    """What people should know of draws that an iterative solver left short of the tolerance."""
+    """What people should know of draws that a solver left short of the tolerance."""
     if residual > tolerance:
         yield (
             f"The draws {numbers.start} to {numbers.stop - 1} move a protected row by {residual:.1e} of both lengths, "
-            f"above `method.tolerance: {tolerance:g}`; raise `method.max_passes`, or set `method.solver: exact`."
+            f"above `method.tolerance: {tolerance:g}`: protect fewer examples, so that `method.solver: exact` fits, "
+            "raise `method.max_passes`, or loosen the tolerance."
         )

@@ -19,6 +19,7 @@ from afterfit.algebra import Cursor, Progress, Result, State, Stop, Unit
 from afterfit.lazy import LazyMapping
 from afterfit.methods.projection.draws import (
     Tiles,
+    check_left,
     column_norms,
     family,
     joined,
@@ -114,7 +115,9 @@ class DualRounds:
     def leaf(self, state: State, unit: Unit, cursor: Cursor) -> State:
         """One shard's part of a pass."""
         kind = Pass(int(state["at/pass"]))
-        if kind in (Pass.MEASURE, Pass.MULTIPLY):
+        if kind not in (Pass.MEASURE, Pass.MULTIPLY):
+            self._held = (None, {})  # before as many columns are summed
+        else:
             columns = self._columns(state, "draws" if kind is Pass.MEASURE else "columns")
             return fold_shard(Times(self.rows, unit, columns), self.rows, unit, cursor)
         first = self.rows.first(unit)
@@ -142,22 +145,23 @@ class DualRounds:
         """What the pass gave goes to the solver; what that wants next is the next pass."""
         kind = Pass(int(state["at/pass"]))
         made = {"passes": float(state["at/passes"]) + (2 if kind is Pass.SWEEP else 1)}
-        draws, dual = {"draws": family(state, "draws")}, _part(state, "dual/")
+        draws, dual = {"draws": family(state, "draws")}, {"dual": family(state, "dual")}
         at = _part(state, "at/") | {"at/passes": scalar(made["passes"])}
         if kind is Pass.MEASURE:
-            return self._measured(total["rows/all"], draws, dual, at)
+            return self._measured(total["rows/all"], draws, _part(state, "dual/"), at)
         if kind is Pass.COMBINE:
             columns = {"columns": family(total, "columns")}
-            return joined(draws | columns, dual, at | _to(Pass.MULTIPLY)), Progress(None, made)
+            return joined(draws | dual | columns, at | _to(Pass.MULTIPLY)), Progress(None, made)
         if kind is Pass.SUBTRACT:
             tiles = LazyMapping({tile: partial(_less, state, total, tile) for tile in draws["draws"]})
             at = at | _to(Pass.MEASURE) | {"at/applications": state["at/applications"] + 1}
-            return joined({"draws": tiles}, dual, at), Progress(None, made)
-        return self._asked(self._solver.take(dual, total["rows/all"]), draws, at, made)
+            return joined({"draws": tiles} | dual, at), Progress(None, made)
+        return self._asked(self._solver.take(_part(state, "dual/"), total["rows/all"]), draws, at, made)
 
     def _measured(self, rows_nRk: Tensor, draws: Tiles, dual: State, at: Small) -> tuple[State, Progress]:
         """The true residual: the end, or another application."""
         norms_k = column_norms(draws["draws"])
+        check_left(norms_k, self.recipe.protected, self.bench)
         relative_k = rows_nRk.abs().amax(dim=(0, 1)) / norms_k if rows_nRk.numel() else torch.zeros_like(norms_k)
         residual, before = float(relative_k.max()), float(at["at/residual"])
         made = {"passes": float(at["at/passes"]), "residual": residual}
@@ -165,7 +169,7 @@ class DualRounds:
         at = at | {"at/residual": scalar(residual), "at/norms": norms_k}
         if stop is not None:
             return joined(draws, at), Progress(stop, made)
-        target = min(self.recipe.tolerance, residual / 10) if self.recipe.tolerance < residual else residual / 10
+        target = min(self.recipe.tolerance, residual / 10)
         return self._asked(self._solver.begin(rows_nRk, MARGIN * target * norms_k, dual), draws, at, made)
 
     def _stop(self, applications: int, residual: float, before: float, passes: float) -> Stop | None:
@@ -182,6 +186,9 @@ class DualRounds:
     def _asked(self, dual: State, draws: Tiles, at: Small, made: dict[str, float]) -> tuple[State, Progress]:
         """The pass that the solver asks for; where the passes run out, what it has is the solution."""
         wish = self._solver.wish(dual)
+        if "dual/residual" in dual:
+            norms_k = at["at/norms"]
+            made["estimate"] = float((dual["dual/residual"].abs().amax(dim=0) / norms_k).max())
         weights_nRj, kind = wish.weights_nRj, Pass.SWEEP if wish.kind == "sweep" else Pass.COMBINE
         if weights_nRj is None or made["passes"] + 2 > self.recipe.max_passes:
             weights_nRj, kind = self._solver.solution(dual), Pass.SUBTRACT
@@ -195,10 +202,9 @@ class DualRounds:
             ranks = [value for name, value in found.items() if name.startswith("rank-")]
             facts = {"rank": sum(ranks), "rank_is_bound": False, "cut_off": found["cut_off"]}
         else:
-            facts = {"rank": recipe.protected.num_rows(self.bench), "rank_is_bound": True, "cut_off": 0.0}
+            facts = {"rank": recipe.protected.most_rank(self.bench), "rank_is_bound": True, "cut_off": 0.0}
         residual = float(state["at/residual"])
-        if recipe.solver == "cg":
-            facts["notes"] = list(notes_of(recipe.numbers, residual, recipe.tolerance))
+        facts["notes"] = list(notes_of(recipe.numbers, residual, recipe.tolerance))
         facts |= {"first": recipe.first, "num": recipe.num, "solver": recipe.solver}
         facts |= {"residual": residual, "passes": float(state["at/passes"])}
         return Result(tensors={"draws": family(state, "draws").items()}, facts=facts)

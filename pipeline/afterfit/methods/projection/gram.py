@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, State, Unit, add
+from afterfit.errors import RankError
 from afterfit.linalg.gram import add_gram, mirrored
 from afterfit.linalg.pivoted_cholesky import pivoted_cholesky
 from afterfit.methods.gram_blocks import assembled, gram_units
+from afterfit.methods.projection.draws import no_kernel
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.unit_rows import ProtectedRows
 from afterfit.network.workbench import Outline, Workbench
@@ -106,6 +108,7 @@ class GramFactor:
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
+    protected: Protected
     is_exact: bool = True
 
     def units(self, outline: Outline) -> Sequence[Unit]:
@@ -128,6 +131,8 @@ class _FactorTask:
         if not self.recipe.is_exact:
             return Result(tensors={f"lower-{layer}": row_tiles(_shifted_factor(gram_NN))})
         lower_RR, order_R = pivoted_cholesky(gram_NN, CUT_OFF)
+        if self.recipe.protected.kernel != "per_layer" and len(order_R) >= self.bench.layout.num_weights:
+            raise RankError(no_kernel(self.recipe.protected, self.bench))
         return Result(
             tensors={f"lower-{layer}": row_tiles(lower_RR), f"order-{layer}": [("all", order_R)]},
             facts={f"rank-{layer}": len(order_R), "cut_off": CUT_OFF},

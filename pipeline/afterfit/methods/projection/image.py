@@ -1,8 +1,11 @@
 """The protected rows times a global basis: what a Nystrom preconditioner is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
+
+from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, Unit
 from afterfit.methods.projection.passes import Times, fold_shard
@@ -34,8 +37,11 @@ class BasisImage:
 class _ImageTask:
     rows: ProtectedRows
 
-    def run(self, unit: Unit, cursor: Cursor) -> Result:
+    @cached_property
+    def basis(self) -> Mapping[str, Tensor]:
         bench = self.rows.bench
-        columns = held_columns(bench.input("basis").tiles("basis"), bench.layout, bench.memory_gb)
-        state = fold_shard(Times(self.rows, unit, columns), self.rows, unit, cursor)
+        return held_columns(bench.input("basis").tiles("basis"), bench.layout, bench.memory_gb)
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        state = fold_shard(Times(self.rows, unit, self.basis), self.rows, unit, cursor)
         return Result(tensors={"image": [(unit.name, state["rows/all"])]})

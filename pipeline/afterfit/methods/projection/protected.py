@@ -75,6 +75,10 @@ class Protected:
         """Of all protected examples."""
         return self.count(outline) * self.rows_each(outline)
 
+    def most_rank(self, outline: Outline) -> int:
+        """At most, of all rows."""
+        return min(self.num_rows(outline), outline.layout.num_weights)
+
     def cotangents(self, batch: Batch) -> Cotangents:
         """For a micro-batch, (B, C, C) or (B, 1, C); those of a loss have a largest entry of one, or are zero.
 
@@ -84,12 +88,12 @@ class Protected:
         return unit_cotangents if self.kernel != "loss" else lambda outputs_BC: self._slopes(outputs_BC, batch)
 
     def _slopes(self, outputs_BC: Tensor, batch: Batch) -> Tensor:
-        wide_BC = outputs_BC.detach().to(CORE).requires_grad_()
-        with torch.enable_grad():
-            total = self.losses(wide_BC, batch).sum()
+        wide_BC = outputs_BC.detach().to(CORE)
         if self.loss is None:
-            slopes_BC = self.likelihood.gradient(wide_BC.detach(), _targets(batch, wide_BC))
+            slopes_BC = self.likelihood.gradient(wide_BC, _targets(batch, wide_BC))
         else:
+            with torch.enable_grad():
+                total = self.losses(wide_BC.requires_grad_(), batch).sum()
             (slopes_BC,) = torch.autograd.grad(total, wide_BC)
         largest_B1 = slopes_BC.abs().amax(dim=1, keepdim=True)
         return (slopes_BC / largest_B1.where(largest_B1 > 0, 1.0))[:, None].to(outputs_BC)

@@ -38,10 +38,10 @@ class Scale:
     """The standard deviation of displacements along the draws, and the largest loss change there.
 
     `loss_change`: the largest found at which no protected example's loss changes by more than `target` nats in the
-    plain network, for any of the first draws; that change grows with the square of the scale. `evidence`: |theta| /
-    sqrt(rank), which maximises the linearised evidence and is far too wide for the plain network. `validation`: the
-    best of a grid by the NLL of linearised predictions. A number is taken as it is. All rules but the first are
-    measured in one round.
+    plain network, for any of the first draws; that change grows with the square of the scale. It is at most the scale
+    of `evidence`: |theta| / sqrt(rank), which maximises the linearised evidence and is far too wide for the plain
+    network. `validation`: the best of a grid by the NLL of linearised predictions. A number is taken as it is. All
+    rules but the first are measured in one round.
 
     Facts: scale, largest_loss_change (nats), relative_length (|displacement| / |theta|), rule.
     Cost: a forward pass over the protected examples for each of four draws, and one more, in each of about five rounds.
@@ -70,7 +70,11 @@ class _ScaleRounds:
     bench: Workbench
 
     def init(self) -> State:
-        start = {"loss_change": self._start, "evidence": self._evidence, "validation": self._validation}
+        start = {
+            "loss_change": lambda: min(self._start(), self._evidence()),
+            "evidence": self._evidence,
+            "validation": self._validation,
+        }
         rule = self.recipe.rule
         return _state(start[rule]() if isinstance(rule, str) else rule)
 
@@ -135,9 +139,9 @@ class _ScaleRounds:
             low, best = now, change
         else:
             high = now
-        is_close = best >= CLOSE * self.recipe.target or high <= 1.02 * low
+        is_close = best >= CLOSE * self.recipe.target or high <= 1.02 * low or low >= self._evidence()
         stop = Stop.CONVERGED if is_close else Stop.BUDGET if number >= MAX_ROUNDS and low > 0 else None
-        after = now if stop else _next(now, change, self.recipe.target, low, high)
+        after = now if stop else min(_next(now, change, self.recipe.target, low, high), self._evidence())
         return _state(after, low, high, best, number), Progress(stop, figures)
 
     def finalise(self, state: State) -> Result:
@@ -154,6 +158,11 @@ class _ScaleRounds:
 
     def _notes(self, scale: float) -> Iterator[str]:
         ends = [self._start() * GRID_STEP**power for power in (GRID[0], GRID[1] - 1)]
+        if self.recipe.rule == "loss_change" and scale >= self._evidence():
+            yield (
+                f"At the scale that maximises the linearised evidence, {scale:.2g}, no protected loss changes by "
+                f"{self.recipe.target:g} nats yet; the draws are no longer than that."
+            )
         if self.recipe.rule == "validation" and not ends[0] * 1.01 < scale < ends[1] / 1.01:
             end = "smallest" if scale < ends[1] / 2 else "largest"
             yield f"Validation chose the {end} scale that was tried, {scale:.2g}: the data say little about it."

@@ -3,14 +3,14 @@
 Shapes: b examples of a block, m = b R rows, n examples of the shard, k columns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, Unit
+from afterfit.algebra import Cursor, Result, Unit
 from afterfit.linalg.gram import add_gram, mirrored
 from afterfit.methods.projection.draws import zeros_like_tiles
 from afterfit.methods.projection.gram import CUT_OFF
@@ -97,25 +97,33 @@ class Blocks:
 
     def project(self, number: int, columns: Mapping[str, Tensor], target_bRk: Tensor | None = None) -> "Projected":
         """W with R_b (columns - R_b^T W) = target, zero by default; takes R_b^T W off the columns, in place."""
-        parts = list(self._parts(self.indexes[number]))
-        given = [(batch, rows.times(columns)) for batch, rows in parts]
-        num_columns = next(iter(columns.values())).shape[1]
-        indexes = self.indexes[number]
-        met_bRk = torch.zeros(len(indexes), given[0][1].shape[1], num_columns, dtype=CORE)
-        places = [self.rows.places(batch, indexes[0]) for batch, _ in given]
-        for places_B, (_, times_BRk) in zip(places, given, strict=True):
-            met_bRk[places_B] = times_BRk
+        indexes, num_columns = self.indexes[number], next(iter(columns.values())).shape[1]
+        parts: Iterable[tuple[Tensor, UnitRows]] = self._parts(indexes)
+        if self._fits(indexes):
+            parts = list(parts)
+        rows_each = self.rows.protected.rows_each(self.rows.bench)
+        met_bRk = torch.zeros(len(indexes), rows_each, num_columns, dtype=CORE)
+        for places_B, rows in parts:
+            met_bRk[places_B] = rows.times(columns)
         wanted_bRk = met_bRk if target_bRk is None else met_bRk - target_bRk
         inverse_Lmm = self._inverses[f"{self.unit.name}-{number:05d}"]
         weights_bRk = _applied(inverse_Lmm, wanted_bRk)
-        for places_B, (_, rows) in zip(places, parts, strict=True):
+        for places_B, rows in parts if isinstance(parts, list) else self._parts(indexes):
             rows.transpose_times(-weights_bRk[places_B], columns)
         return Projected(met_bRk, weights_bRk)
 
-    def _parts(self, indexes: Sequence[int]) -> Iterator[tuple[Batch, UnitRows]]:
+    def _fits(self, indexes: Sequence[int]) -> bool:
+        """Whether the explicit rows of a block may stay for their second product; else they are made twice."""
+        bench = self.rows.bench
+        rows_each = self.rows.protected.rows_each(bench) // self.rows.num_layers
+        num_bytes = float(len(indexes) * rows_each * bench.layout.num_weights * bench.state_bytes)
+        return num_bytes <= KEPT_SHARE * bench.memory_gb * GB
+
+    def _parts(self, indexes: Sequence[int]) -> Iterator[tuple[Tensor, UnitRows]]:
+        """Places in the block, and rows, of one micro-batch after another."""
         for planned in self.rows.micro_batches(indexes):
             batch = self.rows.batch(planned)
-            yield batch, self.rows.rows(batch)
+            yield self.rows.places(batch, indexes[0]), self.rows.rows(batch)
 
 
 @dataclass(frozen=True, eq=False)
