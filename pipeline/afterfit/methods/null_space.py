@@ -177,7 +177,7 @@ class NullSpace(Frozen):
             is_exact = choice.solver == "exact"
             gram = ProtectedGram(protected, is_exact)
             declared["gram"] = Declaration(recipe=gram, inputs={"lengths": "lengths"}, data=("train",))
-            declared["factor"] = Declaration(recipe=GramFactor(protected, is_exact), inputs={"gram": "gram"})
+            declared["factor"] = Declaration(recipe=GramFactor(is_exact), inputs={"gram": "gram"})
         return declared
 
     def _basis(self, likelihood: Likelihood) -> Mapping[str, Declaration]:

@@ -84,16 +84,15 @@ def check_left(norms_k: Tensor, protected: Protected, outline: Outline) -> None:
         RankError: with the remedy.
     """
     if float(norms_k.min()) < LEFT * outline.layout.num_weights**0.5:
-        raise RankError(no_kernel(protected, outline))
+        raise RankError(no_kernel(protected.num_rows(outline), outline))
 
 
-def no_kernel(protected: Protected, outline: Outline) -> str:
+def no_kernel(num_rows: int, outline: Outline) -> str:
     """What is wrong with rows that span everything."""
-    other = "" if protected.kernel == "loss" else ", set `method.kernel: loss`"
     return (
-        f"The {protected.num_rows(outline)} protected rows span all {outline.layout.num_weights} weights, so that no "
-        f"draw can leave them alone; protect fewer examples with `method.num_protected`{other}, or choose more weights "
-        "with `network.choose`."
+        f"The {num_rows} protected rows span all {outline.layout.num_weights} weights, so that no draw can leave them "
+        "alone; protect fewer examples with `method.num_protected`, set `method.kernel: loss`, which has one row an "
+        "example, or choose more weights with `network.choose`."
     )
 
 

@@ -108,7 +108,6 @@ class GramFactor:
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
-    protected: Protected
     is_exact: bool = True
 
     def units(self, outline: Outline) -> Sequence[Unit]:
@@ -128,11 +127,13 @@ class _FactorTask:
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         layer = unit.details["gram"].removeprefix("gram-")
         gram_NN = self.bench.input("gram").tensor(unit.details["gram"])
+        num_rows = len(gram_NN)
         if not self.recipe.is_exact:
             return Result(tensors={f"lower-{layer}": row_tiles(_shifted_factor(gram_NN))})
         lower_RR, order_R = pivoted_cholesky(gram_NN, CUT_OFF)
-        if self.recipe.protected.kernel != "per_layer" and len(order_R) >= self.bench.layout.num_weights:
-            raise RankError(no_kernel(self.recipe.protected, self.bench))
+        is_whole = len(self.bench.input("gram").families) == 1
+        if is_whole and len(order_R) >= self.bench.layout.num_weights:
+            raise RankError(no_kernel(num_rows, self.bench))
         return Result(
             tensors={f"lower-{layer}": row_tiles(lower_RR), f"order-{layer}": [("all", order_R)]},
             facts={f"rank-{layer}": len(order_R), "cut_off": CUT_OFF},
