@@ -125,7 +125,9 @@ def test_ray_gives_the_bits_of_the_in_process_engine(tmp_path, ray_address, expe
     assert run.digests == of_toys(expected, *UNITS_OR_ROUNDS)
     finished = {(event.place, event.name) for event in run.events if event.kind == Kind.FINISHED}
     assert {("toy/map", f"shard-{index}") for index in range(5)} <= finished
-    assert all(event.peak_bytes > 0 and event.pid != os.getpid() for event in run.events)
+    # A note may be the driver's own: on a busy machine it says that it waits for CPUs.
+    done = [event for event in run.events if event.kind is not Kind.NOTE]
+    assert all(event.peak_bytes > 0 and event.pid != os.getpid() for event in done)
 
 
 @pytest.mark.ray
