@@ -58,7 +58,8 @@ def task(examples: Any = CASE.examples):
         "draws": SimpleNamespace(tiles=lambda _: columns(network)),
         "scale": SimpleNamespace(facts={"scale": SCALE}),
     }
-    bench = SimpleNamespace(network=network, micro_batch=4, data=lambda _: examples, input=inputs.__getitem__)
+    at_hand = {"network": network, "layout": network.layout, "memory_gb": 2.0, "micro_batch": 4}
+    bench = SimpleNamespace(**at_hand, data=lambda _: examples, input=inputs.__getitem__)
     return SampledOutputs("test").on(bench)  # type: ignore[arg-type]
 
 
