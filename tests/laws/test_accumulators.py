@@ -24,6 +24,7 @@ from afterfit.precision import state_dtype
 from afterfit.seeds import Seed, normals
 from afterfit.training.noise import ResidualSum
 from cases import NETWORK_CASES, NetworkCase, assert_near, case_named
+from memory_engine import FromStart
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,6 @@ PAIRS = [
     if case.likelihood.name in one.likelihoods
 ]
 on_every_pair = pytest.mark.parametrize(("one", "case"), PAIRS)
-
-
-@dataclass
-class FromStart:
-    """A cursor that keeps nothing."""
-
-    def resume(self) -> None:
-        return None
-
-    def reached(self, position: int, total: int, state: State) -> None:
-        pass
 
 
 def set_up(

@@ -20,7 +20,7 @@ from afterfit.methods.extending import UnionOfChunks
 from afterfit.methods.gram_blocks import EXPLICIT_SHARE, assembled, gram_units
 from afterfit.methods.subspace import SubspaceCurvature
 from afterfit.network.likelihoods import Likelihood
-from afterfit.network.workbench import Declaration, Outline, Workbench
+from afterfit.network.workbench import Declaration, Outline, Workbench, tile_units, tiles_of
 from afterfit.precision import CORE, state_dtype
 from afterfit.resources import GB
 from afterfit.rows import row_backend
@@ -173,7 +173,7 @@ class _NtkGramReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         left, right = range(*unit.details["left"]), range(*unit.details["right"])
-        tiles = _tiles(self.rows.bench, unit)
+        tiles = tiles_of(self.rows.bench.layout, unit)
         left_rows = self.rows.explicit(tiles, left)
         right_rows = left_rows if left == right else self.rows.explicit(tiles, right)
         products = ({f"gram/{unit.tree}": (left_rows[tile.name] @ right_rows[tile.name].T).to(CORE)} for tile in tiles)
@@ -195,11 +195,6 @@ class _NtkGramReducer:
         )
 
 
-def _tiles(bench: Workbench, unit: Unit) -> list[Tile]:
-    wanted = set(unit.details["tiles"])
-    return [tile for tile in bench.network.layout if tile.name in wanted]
-
-
 @dataclass(frozen=True)
 class NtkBasis:
     """V = J~^T q_k / sqrt(p_k) by tiles, (P_tile, K): orthonormal columns that span the leading eigenspace.
@@ -217,13 +212,9 @@ class NtkBasis:
         """Groups of tiles that fit the memory; they do not change the bits, only the number of passes."""
         num_rows = outline.input("landmarks").table("landmarks").num_rows
         budget = EXPLICIT_SHARE * outline.memory_gb * GB
-        per_weight = (num_rows + self.num_features) * outline.state_bytes
         widest = max(tile.size for tile in outline.layout) * outline.state_bytes
         chunk = min(num_rows, max(1, int(budget // widest) - 2 * self.num_features))
-        return [
-            Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group], "chunk": chunk})
-            for group in outline.layout.groups(per_weight, budget)
-        ]
+        return tile_units(outline, num_rows + self.num_features, EXPLICIT_SHARE, chunk=chunk)
 
     def on(self, bench: Workbench) -> "_NtkBasisTask":
         """Needs the network, the training data, the landmarks and their Gram."""
@@ -240,7 +231,7 @@ class _NtkBasisTask:
         kept = min(self.recipe.num_features, int(gram.facts["rank"]))
         values_K = gram.tensor("eigenvalues")[:kept]
         scaled_MK = gram.tensor("eigenvectors")[:, :kept] / values_K.sqrt()
-        tiles, chunk = _tiles(self.rows.bench, unit), int(unit.details["chunk"])
+        tiles, chunk = tiles_of(self.rows.bench.layout, unit), int(unit.details["chunk"])
 
         def columns() -> Iterator[tuple[str, Tensor]]:
             if chunk >= len(scaled_MK):

@@ -16,9 +16,16 @@ from afterfit.layout import Tile
 from afterfit.linalg.nystrom import nystrom_factor
 from afterfit.methods.extending import SumOfTotals
 from afterfit.network.likelihoods import Likelihood
-from afterfit.network.workbench import Declaration, Outline, Workbench, bound_likelihood
+from afterfit.network.workbench import (
+    Declaration,
+    Outline,
+    Workbench,
+    bound_likelihood,
+    shard_units,
+    tile_units,
+    tiles_of,
+)
 from afterfit.precision import CORE, state_dtype
-from afterfit.resources import GB
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
 from afterfit.rows.protocol import RowBackend, cotangents_of
@@ -105,17 +112,10 @@ class GgnSketch:
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Every shard for every group of tiles."""
-        budget = IMAGE_SHARE * outline.memory_gb * GB
-        groups = outline.layout.groups(self.num_probes * outline.state_bytes, budget)
         return [
-            Unit(
-                f"tiles-{group[0].name}-shard-{number:05d}",
-                {"tiles": [tile.name for tile in group], "start": shard.start, "stop": shard.stop},
-                tree=f"tiles-{group[0].name}",
-                cost=len(shard),
-            )
-            for group in groups
-            for number, shard in enumerate(outline.shards("train"))
+            Unit(f"{group.name}-{shard.name}", {**group.details, **shard.details}, tree=group.name, cost=shard.cost)
+            for group in tile_units(outline, self.num_probes, IMAGE_SHARE)
+            for shard in shard_units(outline, "train")
         ]
 
     def on(self, bench: Workbench) -> "_SketchReducer":
@@ -130,9 +130,7 @@ class _SketchReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         start, stop = unit.details["start"], unit.details["stop"]
-        wanted = set(unit.details["tiles"])
-        tiles = [tile for tile in self.bench.network.layout if tile.name in wanted]
-        accumulator = SketchSum(self.recipe, self.bench, tiles)
+        accumulator = SketchSum(self.recipe, self.bench, tiles_of(self.bench.layout, unit))
         return fold_examples(accumulator, self.bench.data("train"), range(start, stop), self.bench.micro_batch, cursor)
 
     def merge(self, left: State, right: State) -> State:
@@ -233,8 +231,7 @@ class NystromCurvature:
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of tiles; whole sub-trees of the sum over tiles."""
-        groups = outline.layout.groups(self.num_probes * outline.state_bytes, IMAGE_SHARE * outline.memory_gb * GB)
-        return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]}) for group in groups]
+        return tile_units(outline, self.num_probes, IMAGE_SHARE)
 
     def on(self, bench: Workbench) -> "_CoresReducer":
         """Needs the sketch."""
@@ -248,12 +245,11 @@ class _CoresReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         images = self.bench.input("sketch").tiles("image")
-        tiles = {tile.name: tile for tile in self.bench.layout}
 
         def cores() -> Iterator[State]:
-            for name in unit.details["tiles"]:
-                image_PS = images[name].to(CORE)
-                omega_PS = probes(self.recipe.seed, tiles[name], self.recipe.num_probes, CORE)
+            for tile in tiles_of(self.bench.layout, unit):
+                image_PS = images[tile.name].to(CORE)
+                omega_PS = probes(self.recipe.seed, tile, self.recipe.num_probes, CORE)
                 yield {"cross/all": omega_PS.mT @ image_PS, "square/all": image_PS.mT @ image_PS}
 
         return merge_in_order(add, cores())
@@ -289,8 +285,7 @@ class NystromBasis:
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of tiles, for workers to share."""
         num_probes = outline.input("curvature").tensor("combination").shape[0]
-        groups = outline.layout.groups(2 * num_probes * outline.state_bytes, IMAGE_SHARE * outline.memory_gb * GB)
-        return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]}) for group in groups]
+        return tile_units(outline, 2 * num_probes, IMAGE_SHARE)
 
     def on(self, bench: Workbench) -> "_NystromBasisTask":
         """Needs the sketch and the cores."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from afterfit.algebra import State, Unit
-from afterfit.network.workbench import Outline
+from afterfit.network.workbench import Outline, tile_units
 from afterfit.resources import GB
 
 EXPLICIT_SHARE = 0.75
@@ -26,12 +26,12 @@ def gram_units(outline: Outline, num_items: int, rows_each: int = 1) -> list[Uni
     chunk = num_items if num_items <= at_once else at_once // 2
     starts = range(0, num_items, chunk)
     explicit = num_items if chunk == num_items else 2 * chunk
-    groups = outline.layout.groups(explicit * rows_each * outline.state_bytes, budget)
+    groups = tile_units(outline, explicit * rows_each, EXPLICIT_SHARE)
     return [
         Unit(
-            f"rows-{left:06d}-{right:06d}-tiles-{group[0].name}",
+            f"rows-{left:06d}-{right:06d}-{group.name}",
             {
-                "tiles": [tile.name for tile in group],
+                **group.details,
                 "left": [left, min(left + chunk, num_items)],
                 "right": [right, min(right + chunk, num_items)],
             },

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from afterfit.algebra import Artifact, Examples, Reducer, Rounds, Steps, Task, Unit
 from afterfit.arithmetic import Arithmetic
-from afterfit.layout import Layout
+from afterfit.layout import Layout, Tile
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Gaussian, Likelihood
+from afterfit.resources import GB
 
 
 class Outline(Protocol):
@@ -107,6 +108,25 @@ def shard_units(outline: Outline, role: str) -> list[Unit]:
         Unit(f"shard-{number:05d}", {"start": shard.start, "stop": shard.stop}, cost=len(shard))
         for number, shard in enumerate(outline.shards(role))
     ]
+
+
+def tile_units(outline: Outline, num_columns: int, share: float, **details: Any) -> list[Unit]:
+    """One unit for each group of tiles, whole sub-trees of the sum over tiles.
+
+    Args:
+        outline: of the fit.
+        num_columns: numbers held for each weight of a group, in the dtype of sums over data.
+        share: part of `memory_gb` for one group.
+        details: further ones, the same for every unit.
+    """
+    groups = outline.layout.groups(num_columns * outline.state_bytes, share * outline.memory_gb * GB)
+    return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group], **details}) for group in groups]
+
+
+def tiles_of(layout: Layout, unit: Unit) -> list[Tile]:
+    """The tiles of such a unit, or of one made from it."""
+    wanted = set(unit.details["tiles"])
+    return [tile for tile in layout if tile.name in wanted]
 
 
 def bound_likelihood(likelihood: Likelihood, outline: Outline) -> Likelihood:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from afterfit.algebra import Unit
 from afterfit.errors import OutOfMemoryError, ResourceError
 from afterfit.methods.subspace import NUM_CHUNKS
+from afterfit.network.workbench import tiles_of
 from afterfit.plan.counted import CORE_BYTES, Counted, features_counted, row_bytes
 from afterfit.plan.draw_cost import DRAW_COSTS
 from afterfit.plan.projection_cost import PROJECTION_COSTS
@@ -149,8 +150,7 @@ def _landmarks(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # 
 
 
 def _weights_of(unit: Unit, sizes: Sizes) -> int:
-    wanted = set(unit.details["tiles"])
-    return sum(tile.size for tile in sizes.layout if tile.name in wanted)
+    return sum(tile.size for tile in tiles_of(sizes.layout, unit))
 
 
 def _ntk_gram(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001

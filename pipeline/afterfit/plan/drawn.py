@@ -10,7 +10,7 @@ import torch
 from afterfit.algebra import Artifact, Cursor, Result, Unit
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
-from afterfit.plan.predictions import DISAGREEMENT, column_of, outputs_table
+from afterfit.plan.predictions import DISAGREEMENT, column_of, likelihood_facts, outputs_table
 from afterfit.plan.request import By
 from afterfit.plan.tuning import Features
 from afterfit.posterior.links import Link, Meaning
@@ -57,10 +57,8 @@ class _CollectTask:
             **{name: draws[0][name] for name in ("solver", "rank", "rank_is_bound", "cut_off")},
             **{name: max(chunk[name] for chunk in certificates) for name in ("residual", "isotropic")},
             **{name: scale[name] for name in ("largest_loss_change", "relative_length")},
-            "likelihood": self.recipe.likelihood.name,
+            **likelihood_facts(self.recipe.likelihood),
         }
-        if isinstance(self.recipe.likelihood, Gaussian):
-            facts["noise_variance"] = self.recipe.likelihood.variance
         return Result(facts={**facts, "notes": [certified(facts)]})
 
 

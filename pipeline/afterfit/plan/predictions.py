@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -75,14 +75,18 @@ class _PosteriorTask:
             "complement": self.recipe.complement,
             "num_features": len(posterior.curvature_K),
             "log_evidence_nats": evidence,
-            "likelihood": self.recipe.likelihood.name,
+            **likelihood_facts(self.recipe.likelihood),
         }
-        if isinstance(self.recipe.likelihood, Gaussian):
-            facts["noise_variance"] = self.recipe.likelihood.variance
         return Result(
             tensors={"curvature": [("all", posterior.curvature_K)], "rotation": [("all", posterior.rotation_KK)]},
             facts=facts,
         )
+
+
+def likelihood_facts(likelihood: Likelihood) -> dict[str, Any]:
+    """What a posterior says of its likelihood: the name and, for a regression, the noise variance."""
+    facts: dict[str, Any] = {"likelihood": likelihood.name}
+    return {**facts, "noise_variance": likelihood.variance} if isinstance(likelihood, Gaussian) else facts
 
 
 def read_posterior(artifact: Artifact) -> SubspacePosterior:

@@ -11,6 +11,7 @@ from torch import Tensor
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, fold_examples
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
+from afterfit.predict.data_order import in_data_order
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
 from afterfit.rows.protocol import RowBackend, unit_cotangents
@@ -92,10 +93,7 @@ class _FeaturesTask:
         whole = {
             family: torch.cat([state[name] for name in state if name.startswith(f"{family}/")]) for family in families
         }
-        order_n = whole["index"].argsort()
-        if not torch.equal(order_n, torch.arange(len(order_n))):  # micro-batches by length: back to the data's order
-            whole = {family: values[order_n] for family, values in whole.items()}
-        return Result(tensors={family: [(unit.name, values)] for family, values in whole.items()})
+        return Result(tensors={family: [(unit.name, values)] for family, values in in_data_order(whole).items()})
 
 
 @dataclass(frozen=True)

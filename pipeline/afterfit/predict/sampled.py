@@ -13,6 +13,7 @@ from afterfit.network.functional import Network
 from afterfit.network.moved import moved_weights
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
+from afterfit.predict.data_order import in_data_order
 from afterfit.rows.columns import held_columns
 
 
@@ -58,18 +59,16 @@ class _SampledTask:
         num_draws = next(iter(each.draws.values())).shape[1]
         state = fold(each, lambda position: range(position, num_draws), num_draws, cursor)
         mean_NC = plain_outputs(self.bench.network, pieces)
-        index_N = torch.cat([piece.indexes for piece in pieces])
         whole = {
             "mean": mean_NC,
             "features": torch.stack([state[f"outputs/{draw:05d}"] for draw in range(num_draws)], dim=2)
             - mean_NC[..., None],
-            "index": index_N,
+            "index": torch.cat([piece.indexes for piece in pieces]),
         }
         targets = [piece.targets for piece in pieces if piece.targets is not None]
         if targets:
             whole["target"] = torch.cat(targets)
-        order_N = index_N.argsort()  # micro-batches by length: back to the data's order
-        return Result(tensors={family: [(unit.name, values[order_N])] for family, values in whole.items()})
+        return Result(tensors={family: [(unit.name, values)] for family, values in in_data_order(whole).items()})
 
 
 @dataclass(frozen=True)

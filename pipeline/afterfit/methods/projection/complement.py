@@ -9,9 +9,8 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, State, Unit, add, merge_in_order
 from afterfit.methods.projection.draws import DTYPES, noise
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Outline, Workbench, tile_units, tiles_of
 from afterfit.precision import CORE
-from afterfit.resources import GB
 
 SHARE = 0.25
 """Part of `memory_gb` for a group of tiles of the basis and of the draws."""
@@ -39,8 +38,7 @@ class ComplementDraws:
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of tiles."""
-        groups = outline.layout.groups(2 * self.num * outline.state_bytes, SHARE * outline.memory_gb * GB)
-        return [Unit(f"tiles-{group[0].name}", {"tiles": [tile.name for tile in group]}) for group in groups]
+        return tile_units(outline, 2 * self.num, SHARE)
 
     def on(self, bench: Workbench) -> "_ComplementReducer":
         """Needs the basis only."""
@@ -53,14 +51,13 @@ class _ComplementReducer:
     bench: Workbench
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
-        basis, wanted = self.bench.input("basis").tiles("basis"), set(unit.details["tiles"])
+        basis = self.bench.input("basis").tiles("basis")
 
         def cores() -> Iterator[State]:
-            for tile in self.bench.layout:
-                if tile.name in wanted:
-                    basis_PK = basis[tile.name].to(CORE)
-                    noise_Pk = noise(self.recipe.seed, tile, self.recipe.numbers, CORE)
-                    yield {"gram/all": basis_PK.mT @ basis_PK, "inside/all": basis_PK.mT @ noise_Pk}
+            for tile in tiles_of(self.bench.layout, unit):
+                basis_PK = basis[tile.name].to(CORE)
+                noise_Pk = noise(self.recipe.seed, tile, self.recipe.numbers, CORE)
+                yield {"gram/all": basis_PK.mT @ basis_PK, "inside/all": basis_PK.mT @ noise_Pk}
 
         return merge_in_order(add, cores())
 

@@ -15,7 +15,7 @@ from afterfit.methods.gram_blocks import assembled, gram_units
 from afterfit.methods.projection.draws import no_kernel
 from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.unit_rows import ProtectedRows
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Outline, Workbench, tiles_of
 from afterfit.precision import CORE, one_thread
 
 CUT_OFF = 1e-12
@@ -62,8 +62,7 @@ class _GramReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         left, right = range(*unit.details["left"]), range(*unit.details["right"])
-        bench, wanted = self.rows.bench, set(unit.details["tiles"])
-        tiles = [tile for tile in bench.layout if tile.name in wanted]
+        bench, tiles = self.rows.bench, tiles_of(self.rows.bench.layout, unit)
         indexes = self.rows.all.tolist()
         left_rows = self.rows.explicit(tiles, indexes[left.start : left.stop])
         right_rows = left_rows if left == right else self.rows.explicit(tiles, indexes[right.start : right.stop])
