@@ -14,10 +14,11 @@ from torch import Tensor
 
 from afterfit.algebra import batches, micro_batches
 from afterfit.layout import Layout
+from afterfit.methods.projection.draws import column_norms
 from afterfit.methods.projection.protected import Protected
 from afterfit.network.functional import Network
 from afterfit.plan.bench import Bench
-from afterfit.precision import CORE, norm
+from afterfit.precision import CORE
 from afterfit.predict.linearised import linearise
 from afterfit.predict.scores import auroc, ood_table, score_table
 from afterfit.rows import row_backend
@@ -57,14 +58,9 @@ def isotropic(layout: Layout, num: int, seed: int = 0) -> dict[str, Tensor]:
     return {tile.name: normals(place.child(tile.name), tile.size, num) for tile in layout}
 
 
-def lengths(draws: Draws) -> Tensor:
-    """|d| of each draw, (S,) float64."""
-    return torch.stack([tile_PS.to(CORE).square().sum(dim=0) for tile_PS in draws.values()]).sum(dim=0).sqrt()
-
-
 def weights_length(network: Network) -> float:
     """|theta| of the chosen weights."""
-    return math.sqrt(sum(float(norm(weight.flatten()) ** 2) for weight in network.weights.values()))
+    return math.sqrt(network.squared_norm)
 
 
 def linear_outputs(bench: Bench, role: str, draws: Draws, indexes: Sequence[int] | None = None) -> Linear:
@@ -137,7 +133,7 @@ class PlainLosses:
 
     def relative_length(self, scale: float) -> float:
         """|scale * d| / |theta|, mean over the draws that are looked at."""
-        return scale * float(lengths(self.looked).mean()) / weights_length(self.network)
+        return scale * float(column_norms(self.looked).mean()) / weights_length(self.network)
 
     def slope(self, first: float, last: float, num: int = 5) -> float:
         """Log-log slope of the largest change against the relative length of the displacement, from first to last."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
@@ -293,6 +294,11 @@ class Steps(Protocol):
 def add(left: State, right: State) -> State:
     """The usual merge: tile by tile, plain addition."""
     return {name: left[name] + right[name] for name in left}
+
+
+def largest(left: State, right: State) -> State:
+    """The merge of greatest values: tile by tile, entry by entry."""
+    return {name: torch.maximum(left[name], right[name]) for name in left}
 
 
 def fold(accumulator: Accumulator, items: Callable[[int], Iterable[Any]], total: int, cursor: Cursor) -> State:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import get_lapack_funcs
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -35,6 +34,8 @@ def pivoted_cholesky(gram_NN: Tensor, cut_off: float) -> PivotedCholesky:
     Cost: N R^2 / 3 multiplications and additions, of which half do not use the cache well; holds one more N x N.
     Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, section 10.3; LAPACK's dpstrf.
     """
+    from scipy.linalg import get_lapack_funcs  # 0.2 s: only here, since what counts a plan imports this file too
+
     if not bool(torch.isfinite(gram_NN).all()):
         raise NumericalError(
             "The Gram matrix of the protected rows is not finite; check the network's outputs on the training data."

@@ -85,8 +85,10 @@ class NullSpace(Frozen):
                 f"`num_protected` is {self.num_protected}, but there are {num_examples} training examples; lower it, "
                 "or leave it out to protect all."
             )
-        if self.loss is not None and self.kernel != "loss":
-            raise ConfigError(f"A `loss` has no part in the kernel {self.kernel!r}; set `method.kernel: loss`.")
+        if self.loss is not None:
+            if self.kernel != "loss":
+                raise ConfigError(f"A `loss` has no part in the kernel {self.kernel!r}; set `method.kernel: loss`.")
+            imported(self.loss)
         if self.global_basis is None and self.preconditioner == "nystrom":
             raise ConfigError("The preconditioner `nystrom` needs a basis; set `method.global_basis` to its rank.")
         if self.kernel == "global_basis":
@@ -97,8 +99,6 @@ class NullSpace(Frozen):
                     "The kernel `global_basis` has nothing to solve; leave out `method.solver` and "
                     "`method.preconditioner`."
                 )
-        if self.loss is not None:
-            imported(self.loss)
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """Factors, draws by chunks with their certificates, and the scale."""
@@ -106,19 +106,16 @@ class NullSpace(Frozen):
         choice = self._choice(protected, outline)
         declared = {"lengths": Declaration(recipe=RowLengths(protected), data=("train",))}
         declared |= self._factors(protected, choice, likelihood)
-        factors = {name: name for name in declared if name not in ("sketch", "curvature", "basis", "gram")}
-        if choice is not None and choice.solver == "exact":
-            factors["gram"] = "gram"
+        read = _read(choice)
         for chunk in self._chunks(outline):
             draws = f"draws-{chunk.start:05d}"
-            is_passed = self.kernel != "global_basis"
             declared[draws] = Declaration(
                 recipe=self._draws(protected, choice, chunk),
-                inputs=factors if is_passed else {"basis": "basis"},
-                data=("train",) if is_passed else (),
+                inputs={name: name for name in read},
+                data=() if choice is None else ("train",),
             )
             declared[f"certificate-{chunk.start:05d}"] = Declaration(
-                recipe=Certificate(protected, chunk.start, len(chunk), self.seed),
+                recipe=Certificate(protected=protected, first=chunk.start, num=len(chunk), seed=self.seed),
                 inputs={"lengths": "lengths", "draws": draws},
                 data=("train",),
             )
@@ -170,10 +167,10 @@ class NullSpace(Frozen):
         if choice.preconditioner == "nystrom":
             inputs = {"lengths": "lengths", "basis": "basis"}
             declared["image"] = Declaration(recipe=BasisImage(protected), inputs=inputs, data=("train",))
-        if choice.solver == "alternating" or choice.preconditioner == "sweep":
+        if choice.has_blocks:
             recipe = BlockFactors(protected, self.block_size)
             declared["blocks"] = Declaration(recipe=recipe, inputs={"lengths": "lengths"}, data=("train",))
-        if choice.solver == "exact" or choice.preconditioner == "cholesky":
+        if choice.has_gram:
             is_exact = choice.solver == "exact"
             gram = ProtectedGram(protected, is_exact)
             declared["gram"] = Declaration(recipe=gram, inputs={"lengths": "lengths"}, data=("train",))
@@ -201,10 +198,19 @@ class NullSpace(Frozen):
         return chunks
 
     def _draws(self, protected: Protected, choice: Choice | None, chunk: range) -> Recipe:
-        named = (chunk.start, len(chunk), self.seed)
+        named = {"first": chunk.start, "num": len(chunk), "seed": self.seed}
         if choice is None:
-            return ComplementDraws(*named)
+            return ComplementDraws(**named)
         limits = {"tolerance": self.tolerance, "max_passes": self.max_passes, "block_size": self.block_size}
         if choice.solver == "alternating":
-            return AlternatingProjection(protected, *named, **limits)
-        return DualProjection(protected, choice.solver, choice.preconditioner, *named, **limits)
+            return AlternatingProjection(protected, **named, **limits)
+        return DualProjection(protected, solver=choice.solver, preconditioner=choice.preconditioner, **named, **limits)
+
+
+def _read(choice: Choice | None) -> Sequence[str]:
+    """Stages that draws read."""
+    if choice is None:
+        return ("basis",)
+    of_solver = {"exact": ("factor", "gram"), "alternating": ("blocks",), "cg": ()}
+    of_preconditioner = {"none": (), "nystrom": ("image",), "sweep": ("blocks",), "cholesky": ("factor",)}
+    return ("lengths", *of_solver[choice.solver], *of_preconditioner[choice.preconditioner])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from afterfit.errors import NetworkError
 from afterfit.layout import Layout
 from afterfit.network.tokens import token_shape
+from afterfit.precision import norm
 
 OutputRule = Literal["auto", "last_token", "tokens"]
 """How outputs become (B, C): `auto` takes logits, or a tensor; `last_token` takes the last attended position; `tokens`
@@ -40,6 +41,11 @@ class Network:
     def dtype(self) -> torch.dtype:
         """Of the chosen weights."""
         return next(iter(self.weights.values())).dtype
+
+    @property
+    def squared_norm(self) -> float:
+        """|theta|^2 of the chosen weights, summed in float64."""
+        return sum(float(norm(weight.flatten()) ** 2) for weight in self.weights.values())
 
     @property
     def away(self) -> frozenset[str]:

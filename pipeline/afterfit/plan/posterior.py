@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from afterfit.errors import ConfigError
 from afterfit.network.likelihoods import Gaussian
-from afterfit.network.workbench import Declaration, Recipe
+from afterfit.network.workbench import Declaration
 from afterfit.plan.bench import Bench
 from afterfit.plan.draws_tail import draws_tail
 from afterfit.plan.predictions import Scores
@@ -117,11 +117,6 @@ def _stage(
         }
         if request.arithmetic.changed:
             context["rows"] = request.arithmetic.changed
-    if "noise" in done and isinstance(_likelihood_of(declaration.recipe), Gaussian):
+    if "noise" in done and isinstance(getattr(declaration.recipe, "likelihood", None), Gaussian):
         inputs["noise"] = done["noise"]
     return Stage(name, declaration.recipe, inputs, data, context, roles)
-
-
-def _likelihood_of(recipe: Recipe) -> Any:
-    """Its own, or that of the rows that it protects."""
-    return getattr(recipe, "likelihood", None) or getattr(getattr(recipe, "protected", None), "likelihood", None)

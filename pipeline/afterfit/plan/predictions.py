@@ -13,7 +13,7 @@ from torch import Tensor
 from afterfit.algebra import Artifact, Cursor, Result, Unit
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
-from afterfit.plan.tuning import Choice, Curvature, Features, posterior_at, squared_norm
+from afterfit.plan.tuning import Choice, Curvature, Features, posterior_at
 from afterfit.posterior.links import Link, squash
 from afterfit.posterior.outputs import Outputs
 from afterfit.posterior.subspace import Complement, SubspacePosterior
@@ -67,7 +67,7 @@ class _PosteriorTask:
         choice = Choice(tuned["num_chunks"], tuned["temperature"], tuned["prior_precision"])
         posterior = posterior_at(curvature, choice, self.recipe.complement)
         log_density = curvature.log_density(choice.num_chunks)
-        evidence = posterior.log_evidence(log_density / choice.temperature, squared_norm(self.bench))
+        evidence = posterior.log_evidence(log_density / choice.temperature, self.bench.network.squared_norm)
         facts = {
             "prior_precision": choice.prior_precision,
             "temperature": choice.temperature,

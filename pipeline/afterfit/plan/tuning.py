@@ -17,7 +17,7 @@ from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.posterior.gaussian import Gaussian as GaussianOutputs
 from afterfit.posterior.links import Link, Meaning
 from afterfit.posterior.subspace import Complement, SubspacePosterior
-from afterfit.precision import CORE, norm
+from afterfit.precision import CORE
 from afterfit.seeds import Seed
 
 AUTO_PRIORS = [10 ** (half / 2) for half in range(-8, 17)]
@@ -135,7 +135,7 @@ class _TuningTask:
             features = Features.of(self.bench.input("validation"))
             score = validation_objective(recipe, curvature, features)
         else:
-            score = evidence_objective(recipe, curvature, squared_norm(self.bench))
+            score = evidence_objective(recipe, curvature, self.bench.network.squared_norm)
         best, grid = search(recipe, curvature, score)
         num_examples = int(curvature.count_n.sum())
         seen = int(curvature.count_n[: best.num_chunks].sum())
@@ -155,11 +155,6 @@ class _TuningTask:
 
 def _has_auto(recipe: Tuning) -> bool:
     return "auto" in (recipe.prior_precision, recipe.temperature, recipe.data_fraction)
-
-
-def squared_norm(bench: Workbench) -> float:
-    """|theta|^2 of the chosen weights."""
-    return sum(float(norm(weight.flatten()) ** 2) for weight in bench.network.weights.values())
 
 
 def validation_objective(

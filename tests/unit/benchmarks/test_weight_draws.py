@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from afterfit.layout import Layout
-from weight_draws import Linear, isotropic, largest_scale, lengths, scores, slope
+from afterfit.methods.projection.draws import column_norms
+from weight_draws import Linear, isotropic, largest_scale, scores, slope
 
 
 @pytest.mark.parametrize("power", [1.0, 1.2, 2.0, 4.0])
@@ -43,7 +44,7 @@ def test_noise_is_as_long_as_the_root_of_the_number_of_weights():
     layout = Layout.of(torch.nn.Linear(100, 100), tile_weights=3000)
     drawn = isotropic(layout, 4)
     assert len(drawn) > 1
-    assert lengths(drawn) == pytest.approx([math.sqrt(10100)] * 4, rel=0.05)  # seven standard deviations
+    assert column_norms(drawn) == pytest.approx([math.sqrt(10100)] * 4, rel=0.05)  # seven standard deviations
 
 
 def test_draws_that_move_only_other_data_tell_them_apart_and_leave_the_predictions():

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Progress, Result, State, Stop, Unit
 from afterfit.lazy import LazyMapping
-from afterfit.methods.projection.draws import check_left, column_norms, family, joined, noise_tiles, notes_of, scalar
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.chunk import Projection
+from afterfit.methods.projection.draws import check_left, column_norms, family, joined, noise_tiles, scalar
 from afterfit.methods.projection.sweeps import Blocks
 from afterfit.methods.projection.unit_rows import ProtectedRows
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Workbench
 
 PATIENCE = 10
 """Sweeps after which the residual must have fallen."""
@@ -27,7 +27,7 @@ GAIN = 0.9
 
 
 @dataclass(frozen=True)
-class AlternatingProjection:
+class AlternatingProjection(Projection):
     """Draws `first` to `first + num - 1`, as `DualProjection` leaves them.
 
     The residual is what blocks meet: of each protected row when its block's turn comes, so of draws that are about a
@@ -40,23 +40,6 @@ class AlternatingProjection:
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "iterate"
-
-    protected: Protected
-    first: int
-    num: int
-    seed: int
-    tolerance: float = 1e-4
-    max_passes: int = 200
-    block_size: int = 50
-
-    @property
-    def numbers(self) -> range:
-        """Of the draws."""
-        return range(self.first, self.first + self.num)
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "_Sweeps":
         """Needs the network, the training data, the lengths and the blocks' factors."""
@@ -113,19 +96,8 @@ class _Sweeps:
         return Stop.STALLED if has_stalled else None
 
     def finalise(self, state: State) -> Result:
-        recipe = self.recipe
-        facts = {
-            "first": recipe.first,
-            "num": recipe.num,
-            "solver": "alternating",
-            "residual": float(state["at/history"][-1]),
-            "passes": float(state["at/passes"]),
-            "rank": recipe.protected.most_rank(self.bench),
-            "rank_is_bound": True,
-            "cut_off": 0.0,
-            "notes": list(notes_of(recipe.numbers, float(state["at/history"][-1]), recipe.tolerance)),
-        }
-        return Result(tensors={"draws": family(state, "draws").items()}, facts=facts)
+        residual = float(state["at/history"][-1])
+        return self.recipe.result(state, "alternating", self.recipe.most_rank(self.bench), residual)
 
 
 def _changes(draws: Mapping[str, Tensor], state: State) -> Mapping[str, Tensor]:

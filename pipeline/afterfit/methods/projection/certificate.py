@@ -1,6 +1,6 @@
 """The certificate: how far draws move the protected rows, by forward mode, and how far noise would."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,13 +9,14 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, largest
+from afterfit.methods.projection.chunk import Chunk
 from afterfit.methods.projection.draws import column_norms, noise_tiles
 from afterfit.methods.projection.passes import fold_shard
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows
 from afterfit.network.functional import Network, OutputRule
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Workbench
 from afterfit.precision import CORE, state_dtype
 from afterfit.rows.columns import held_columns
 from afterfit.rows.forward_mode import push_forward
@@ -27,7 +28,7 @@ NUM_ISOTROPIC = 2
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Chunk, OverProtected):
     """Largest |J_i d| / (|J_i| |d|) over all protected rows, for each draw of a chunk.
 
     J_i d comes from forward mode through the network, which shares nothing with the rows that draws were projected by;
@@ -42,15 +43,6 @@ class Certificate:
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "reduce"
-
-    protected: Protected
-    first: int
-    num: int
-    seed: int
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "_CertificateReducer":
         """Needs the network, the training data, the lengths and the draws."""
@@ -76,8 +68,8 @@ class _CertificateReducer:
 
     @cached_property
     def noise(self) -> Mapping[str, Tensor]:
-        numbers = range(self.recipe.first, self.recipe.first + min(NUM_ISOTROPIC, self.recipe.num))
-        return held_columns(noise_tiles(self.recipe.seed, self.bench, numbers), self.bench.layout, self.bench.memory_gb)
+        tiles = noise_tiles(self.recipe.seed, self.bench, self.recipe.numbers[:NUM_ISOTROPIC])
+        return held_columns(tiles, self.bench.layout, self.bench.memory_gb)
 
     @cached_property
     def plain(self) -> TapeBackend:
@@ -96,7 +88,7 @@ class _CertificateReducer:
         return Network(module, chosen, output=output, tile_weights=given.layout.tile_weights)
 
     def merge(self, left: State, right: State) -> State:
-        return {name: torch.maximum(left[name], right[name]) for name in left}
+        return largest(left, right)
 
     def finalise(self, state: State) -> Result:
         residual_k = state["moved/draws"] / column_norms(self.draws)
@@ -117,10 +109,10 @@ class _Moved:
     unit: Unit
 
     def init(self) -> State:
-        num_noise = min(NUM_ISOTROPIC, self.reducer.recipe.num)
+        numbers = self.reducer.recipe.numbers
         return {
-            "moved/draws": torch.zeros(self.reducer.recipe.num, dtype=CORE),
-            "moved/noise": torch.zeros(num_noise, dtype=CORE),
+            "moved/draws": torch.zeros(len(numbers), dtype=CORE),
+            "moved/noise": torch.zeros(len(numbers[:NUM_ISOTROPIC]), dtype=CORE),
         }
 
     def accumulate(self, state: State, batch: Batch) -> State:
@@ -129,16 +121,16 @@ class _Moved:
         scales_BS1 = torch.where(lengths_BS > 0, 1 / lengths_BS, 0.0)[..., None]
         with torch.no_grad():  # the rows' own cotangents: what is certified is what was protected
             outputs_BC = reducer.bench.network(batch.inputs)
-            cotangents_BSC = reducer.recipe.protected.on(reducer.bench).cotangents(batch)(outputs_BC)
+            cotangents_BSC = reducer.rows.bound.cotangents(batch)(outputs_BC)
         moved = {
             "moved/draws": _moved(reducer, batch, reducer.draws, cotangents_BSC),
             "moved/noise": _moved(reducer, batch, reducer.noise, cotangents_BSC),
         }
-        largest = {name: (moved_BSk.abs() * scales_BS1).amax(dim=(0, 1)) for name, moved_BSk in moved.items()}
-        return {name: torch.maximum(value, largest[name]) for name, value in state.items()}
+        most = {name: (moved_BSk.abs() * scales_BS1).amax(dim=(0, 1)) for name, moved_BSk in moved.items()}
+        return largest(state, most)
 
     def merge(self, left: State, right: State) -> State:
-        return self.reducer.merge(left, right)
+        return largest(left, right)
 
 
 def _moved(reducer: _CertificateReducer, batch: Batch, columns: Mapping[str, Tensor], cotangents_BSC: Tensor) -> Tensor:

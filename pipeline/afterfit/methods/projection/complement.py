@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, State, Unit, add, merge_in_order
+from afterfit.methods.projection.chunk import Chunk, Rank, facts_of
 from afterfit.methods.projection.draws import DTYPES, noise
 from afterfit.network.workbench import Outline, Workbench, tile_units, tiles_of
 from afterfit.precision import CORE
@@ -17,7 +18,7 @@ SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class ComplementDraws:
+class ComplementDraws(Chunk):
     """Draws `first` to `first + num - 1`, eps - U U^T eps, for orthonormal U by tiles; `draws` by tiles (P_tile, k).
 
     U is orthonormal up to the rounding of the network's dtype; its own Gram makes the projector applied twice, without
@@ -26,15 +27,6 @@ class ComplementDraws:
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "reduce"
-
-    first: int
-    num: int
-    seed: int
-
-    @property
-    def numbers(self) -> range:
-        """Of the draws."""
-        return range(self.first, self.first + self.num)
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of tiles."""
@@ -67,9 +59,7 @@ class _ComplementReducer:
     def finalise(self, state: State) -> Result:
         once_Kk = state["inside/all"]
         coefficients_Kk = once_Kk + (once_Kk - state["gram/all"] @ once_Kk)
-        rank = len(coefficients_Kk)
-        facts = {"first": self.recipe.first, "num": self.recipe.num, "solver": "global_basis", "passes": 0.0}
-        facts |= {"residual": 0.0, "rank": rank, "rank_is_bound": False, "cut_off": 0.0}
+        facts = facts_of(self.recipe, "global_basis", Rank(len(coefficients_Kk)))
         return Result(tensors={"draws": self._tiles(coefficients_Kk)}, facts=facts)
 
     def _tiles(self, coefficients_Kk: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -34,6 +34,16 @@ class Choice(NamedTuple):
     solver: Solver
     preconditioner: Preconditioner = "none"
 
+    @property
+    def has_gram(self) -> bool:
+        """Whether it factors the Gram of all rows."""
+        return self.solver == "exact" or self.preconditioner == "cholesky"
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether it projects on blocks of examples."""
+        return self.solver == "alternating" or self.preconditioner == "sweep"
+
     def __str__(self) -> str:
         """As people say it."""
         return self.solver if self.preconditioner == "none" else f"{self.solver} with {self.preconditioner}"
@@ -82,7 +92,7 @@ class RowCounts:
     @property
     def rows_each(self) -> int:
         """Of one example, in one Gram."""
-        return self.protected.rows_each(self.outline) // self.num_layers
+        return self.protected.num_cotangents(self.outline)
 
     @property
     def making(self) -> float:

@@ -1,6 +1,6 @@
 """Draws by tiles: the noise that they start from, and their lengths."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -43,11 +43,8 @@ def column_norms(tiles: Mapping[str, Tensor]) -> Tensor:
 def family(state: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
     """The tiles of one family of a lazy state."""
     prefix = f"{name}/"
-    return LazyMapping({key.removeprefix(prefix): partial(state.__getitem__, key) for key in _named(state, prefix)})
-
-
-def _named(state: Mapping[str, Tensor], prefix: str) -> Iterator[str]:
-    return (key for key in state if key.startswith(prefix))
+    keys = [key for key in state if key.startswith(prefix)]
+    return LazyMapping({key.removeprefix(prefix): partial(state.__getitem__, key) for key in keys})
 
 
 def zeros_like_tiles(outline: Outline, num_columns: int) -> dict[str, Tensor]:
@@ -94,13 +91,3 @@ def no_kernel(num_rows: int, outline: Outline) -> str:
         "alone; protect fewer examples with `method.num_protected`, set `method.kernel: loss`, which has one row an "
         "example, or choose more weights with `network.choose`."
     )
-
-
-def notes_of(numbers: range, residual: float, tolerance: float) -> Iterator[str]:
-    """What people should know of draws that a solver left short of the tolerance."""
-    if residual > tolerance:
-        yield (
-            f"The draws {numbers.start} to {numbers.stop - 1} move a protected row by {residual:.1e} of both lengths, "
-            f"above `method.tolerance: {tolerance:g}`: protect fewer examples, so that `method.solver: exact` fits, "
-            "raise `method.max_passes`, or loosen the tolerance."
-        )

@@ -6,7 +6,7 @@ and its first pass tells the true residual of the first.
 Shapes: P_tile weights of a tile, k draws, n protected examples of a shard or of all, R rows of one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, partial
@@ -17,22 +17,13 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Progress, Result, State, Stop, Unit
 from afterfit.lazy import LazyMapping
-from afterfit.methods.projection.draws import (
-    Tiles,
-    check_left,
-    column_norms,
-    family,
-    joined,
-    noise_tiles,
-    notes_of,
-    scalar,
-)
+from afterfit.methods.projection.chunk import Projection, Rank
+from afterfit.methods.projection.draws import Tiles, check_left, column_norms, family, joined, noise_tiles, scalar
 from afterfit.methods.projection.passes import Times, TransposeTimes, fold_shard
-from afterfit.methods.projection.protected import Protected
 from afterfit.methods.projection.solvers import BlockCgSolver, DualSolver, Exact, Preconditioner
 from afterfit.methods.projection.sweeps import Blocks, swept_residual
 from afterfit.methods.projection.unit_rows import ProtectedRows
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Workbench
 from afterfit.rows.columns import held_columns
 
 Small = dict[str, Tensor]
@@ -56,8 +47,8 @@ class Pass(IntEnum):
     SUBTRACT = 4  # R^T of the solution
 
 
-@dataclass(frozen=True)
-class DualProjection:
+@dataclass(frozen=True, kw_only=True)
+class DualProjection(Projection):
     """Draws `first` to `first + num - 1` in the kernel of the protected rows: `draws` by tiles (P_tile, k).
 
     Facts: first, num, solver, residual (max over rows and draws of |R_i d| / |d|, after the last application), rank,
@@ -68,24 +59,8 @@ class DualProjection:
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "iterate"
 
-    protected: Protected
     solver: Literal["exact", "cg"]
     preconditioner: Preconditioner
-    first: int
-    num: int
-    seed: int
-    tolerance: float = 1e-4
-    max_passes: int = 200
-    block_size: int = 50
-
-    @property
-    def numbers(self) -> range:
-        """Of the draws."""
-        return range(self.first, self.first + self.num)
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "DualRounds":
         """Needs the network, the training data, the lengths, and what the solver needs."""
@@ -196,18 +171,13 @@ class DualRounds:
 
     def finalise(self, state: State) -> Result:
         """The draws."""
-        recipe, facts = self.recipe, {}
-        if recipe.solver == "exact":
-            found = self.bench.input("factor").facts
-            ranks = [value for name, value in found.items() if name.startswith("rank-")]
-            facts = {"rank": sum(ranks), "rank_is_bound": False, "cut_off": found["cut_off"]}
-        else:
-            facts = {"rank": recipe.protected.most_rank(self.bench), "rank_is_bound": True, "cut_off": 0.0}
-        residual = float(state["at/residual"])
-        facts["notes"] = list(notes_of(recipe.numbers, residual, recipe.tolerance))
-        facts |= {"first": recipe.first, "num": recipe.num, "solver": recipe.solver}
-        facts |= {"residual": residual, "passes": float(state["at/passes"])}
-        return Result(tensors={"draws": family(state, "draws").items()}, facts=facts)
+        return self.recipe.result(state, self.recipe.solver, self._rank(), float(state["at/residual"]))
+
+    def _rank(self) -> Rank:
+        if self.recipe.solver != "exact":
+            return self.recipe.most_rank(self.bench)
+        found = self.bench.input("factor").facts
+        return Rank(sum(value for name, value in found.items() if name.startswith("rank-")), cut_off=found["cut_off"])
 
 
 def _less(state: State, total: State, tile: str) -> Tensor:

@@ -13,7 +13,7 @@ from afterfit.linalg.gram import add_gram, mirrored
 from afterfit.linalg.pivoted_cholesky import pivoted_cholesky
 from afterfit.methods.gram_blocks import assembled, gram_units
 from afterfit.methods.projection.draws import no_kernel
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows
 from afterfit.network.workbench import Outline, Workbench, tiles_of
 from afterfit.precision import CORE, one_thread
@@ -30,7 +30,7 @@ TILE_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class ProtectedGram:
+class ProtectedGram(OverProtected):
     """K = R R^T of the protected rows, of unit length, summed over tiles; one for each layer that has its own rows.
 
     Leaves behind `gram-LL` by tiles of rows. Units are groups of tiles whose explicit rows fit the memory, for each
@@ -41,14 +41,12 @@ class ProtectedGram:
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "reduce"
 
-    protected: Protected
     is_exact: bool = True
     """float64 products; else those of float32, which are a preconditioner only."""
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of tiles for each pair of chunks of examples."""
-        rows_each = self.protected.rows_each(outline) // self.protected.num_layers(outline)
-        return gram_units(outline, self.protected.count(outline), rows_each)
+        return gram_units(outline, self.protected.count(outline), self.protected.num_cotangents(outline))
 
     def on(self, bench: Workbench) -> "_GramReducer":
         """Needs the network, the training data and the lengths."""
@@ -67,7 +65,7 @@ class _GramReducer:
         left_rows = self.rows.explicit(tiles, indexes[left.start : left.stop])
         right_rows = left_rows if left == right else self.rows.explicit(tiles, indexes[right.start : right.stop])
         num_layers, dtype = self.rows.num_layers, CORE if self.recipe.is_exact else torch.float32
-        rows_each = self.rows.protected.rows_each(bench) // num_layers
+        rows_each = self.rows.protected.num_cotangents(self.rows.bench)
         sums = {
             f"gram-{layer:02d}/{unit.tree}": torch.zeros(len(left) * rows_each, len(right) * rows_each, dtype=dtype)
             for layer in range(num_layers)

@@ -1,6 +1,6 @@
 """The protected rows times a global basis: what a Nystrom preconditioner is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -9,24 +9,18 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, Unit
 from afterfit.methods.projection.passes import Times, fold_shard
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Workbench
 from afterfit.rows.columns import held_columns
 
 
 @dataclass(frozen=True)
-class BasisImage:
+class BasisImage(OverProtected):
     """R U by shards: `image` (n, R, K) in float64. Cost: one pass over the protected examples."""
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
-
-    protected: Protected
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "_ImageTask":
         """Needs the network, the training data, the lengths and the basis."""

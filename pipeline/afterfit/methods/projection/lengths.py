@@ -1,6 +1,5 @@
 """Lengths of the protected rows, from one pass over the protected examples."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,14 +9,14 @@ from torch import Tensor
 from afterfit.algebra import Batch, Cursor, Result, State, Unit, add
 from afterfit.errors import NumericalError
 from afterfit.methods.projection.passes import fold_shard
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Workbench
 from afterfit.precision import CORE
 
 
 @dataclass(frozen=True)
-class RowLengths:
+class RowLengths(OverProtected):
     """|row| of each protected row: `lengths` by shards (n, R) in float64, examples ascending.
 
     Cost: one pass of rows over the protected examples.
@@ -25,12 +24,6 @@ class RowLengths:
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
-
-    protected: Protected
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "_LengthsTask":
         """Needs the network and the training data."""

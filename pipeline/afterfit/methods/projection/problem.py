@@ -68,12 +68,12 @@ class Problem:
         return max(self._factored_bytes(choice), self._pass_bytes(choice) / PASS_SHARE)
 
     def _factored_bytes(self, choice: Choice) -> float:
-        if _has_gram(choice):
+        if choice.has_gram:
             return self.rows.factor_bytes(is_exact=choice.solver == "exact")
-        return self.rows.block_bytes(self.block_size)[0] if _has_blocks(choice) else 0.0
+        return self.rows.block_bytes(self.block_size)[0] if choice.has_blocks else 0.0
 
     def _gram_bytes(self, choice: Choice) -> float:
-        return self.rows.gram_bytes(is_exact=choice.solver == "exact") if _has_gram(choice) else 0.0
+        return self.rows.gram_bytes(is_exact=choice.solver == "exact") if choice.has_gram else 0.0
 
     def _pass_bytes(self, choice: Choice) -> float:
         columns = float(self.outline.layout.num_weights * self.num_columns * self.outline.state_bytes)
@@ -83,10 +83,10 @@ class Problem:
         """Of what is made once, and of all draws."""
         rows, columns, basis = self.rows, self.num_columns, self.global_basis or 0
         total = 0.0
-        if _has_gram(choice):
+        if choice.has_gram:
             is_exact = choice.solver == "exact"
             total += rows.gram_flops(is_exact=is_exact) + rows.factor_flops(is_exact=is_exact)
-        if _has_blocks(choice):
+        if choice.has_blocks:
             total += rows.block_flops(self.block_size)
         if choice.preconditioner == "nystrom":  # the sketch of the GGN, and the image of the basis
             total += 3 * rows.one_pass(basis)
@@ -121,14 +121,6 @@ def rows_passes(rows: RowCounts, choice: Choice, num_columns: int) -> tuple[int,
         return 0, steps
     sweeps = 2 * steps if choice.preconditioner == "sweep" else 0  # down the blocks and up
     return passes - sweeps, sweeps
-
-
-def _has_gram(choice: Choice) -> bool:
-    return choice.solver == "exact" or choice.preconditioner == "cholesky"
-
-
-def _has_blocks(choice: Choice) -> bool:
-    return choice.solver == "alternating" or choice.preconditioner == "sweep"
 
 
 @dataclass(frozen=True)

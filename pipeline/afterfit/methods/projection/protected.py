@@ -63,9 +63,13 @@ class Protected:
         """How many examples are protected."""
         return outline.num_examples("train") if self.num_examples is None else self.num_examples
 
+    def num_cotangents(self, outline: Outline) -> int:
+        """S, of one example: its rows in each layer that has rows of its own."""
+        return 1 if self.kernel == "loss" else outline.num_outputs
+
     def rows_each(self, outline: Outline) -> int:
-        """Rows of one example."""
-        return 1 if self.kernel == "loss" else outline.num_outputs * self.num_layers(outline)
+        """R, of one example: those of all layers."""
+        return self.num_cotangents(outline) * self.num_layers(outline)
 
     def num_layers(self, outline: Outline) -> int:
         """That have rows of their own; one where rows are whole."""
@@ -119,6 +123,22 @@ class Protected:
                 "without a mean or a sum over them."
             )
         return losses_B
+
+
+@dataclass(frozen=True)
+class OverProtected:
+    """What recipes that go over the protected examples have in common."""
+
+    protected: Protected
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Whose noise they need, where it is not known yet."""
+        return self.protected.likelihood
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """Shards that have protected examples."""
+        return self.protected.units(outline)
 
 
 def _targets(batch: Batch, outputs: Tensor) -> Tensor:

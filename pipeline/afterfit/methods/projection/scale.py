@@ -1,7 +1,7 @@
 """How far along the draws: the standard deviation that posterior displacements have along each of them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -9,16 +9,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Progress, Result, State, Stop, Unit
+from afterfit.algebra import Batch, Cursor, Progress, Result, State, Stop, Unit, largest
 from afterfit.errors import ConfigError
 from afterfit.methods.projection.draws import column_norms, scalar
 from afterfit.methods.projection.passes import fold_shard
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.moved import moved_weights
-from afterfit.network.workbench import Outline, Workbench
-from afterfit.precision import CORE, norm
+from afterfit.network.workbench import Workbench
+from afterfit.precision import CORE
 
 Rule = Literal["loss_change", "validation", "evidence"]
 
@@ -34,7 +34,7 @@ GRID, GRID_STEP = (-16, 9), 2**0.5
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(OverProtected):
     """The standard deviation of displacements along the draws, and the largest loss change there.
 
     `loss_change`: the largest found at which no protected example's loss changes by more than `target` nats in the
@@ -51,13 +51,8 @@ class Scale:
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "iterate"
 
-    protected: Protected
     rule: Rule | float
     target: float = 0.1
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "_ScaleRounds":
         """Needs the network, the training data and the first chunk of draws; maybe validation features."""
@@ -87,7 +82,7 @@ class _ScaleRounds:
 
     def _validation(self) -> float:
         """The best of a geometric grid by the NLL (nats) of linearised predictions, the draws averaged out."""
-        features, likelihood = self.bench.input("validation"), self.recipe.protected.on(self.bench).likelihood
+        features, likelihood = self.bench.input("validation"), self.rows.bound.likelihood
         if "target" not in features.families:
             raise ConfigError("The validation data have no targets; name their `label` or `target` column.")
         mean_NC, moved_NCS, targets = (features.tensor(name) for name in ("mean", "features", "target"))
@@ -99,7 +94,7 @@ class _ScaleRounds:
 
     @cached_property
     def _theta(self) -> float:
-        return math.sqrt(sum(float(norm(weight.flatten()) ** 2) for weight in self.bench.network.weights.values()))
+        return math.sqrt(self.bench.network.squared_norm)
 
     @cached_property
     def _length(self) -> float:
@@ -113,8 +108,11 @@ class _ScaleRounds:
         return {name: tile_Pk[:, :NUM_DRAWS].clone() for name, tile_Pk in tiles.items()}
 
     def leaf(self, state: State, unit: Unit, cursor: Cursor) -> State:
-        rows = ProtectedRows(self.recipe.protected, self.bench, has_lengths=False)
-        return fold_shard(_LossChange(self, float(state["scale/now"])), rows, unit, cursor)
+        return fold_shard(_LossChange(self, float(state["scale/now"])), self.rows, unit, cursor)
+
+    @cached_property
+    def rows(self) -> ProtectedRows:
+        return ProtectedRows(self.recipe.protected, self.bench, has_lengths=False)
 
     def moved(self, scale: float) -> Sequence[Mapping[str, Tensor]]:
         """The weights displaced along each draw that is looked at."""
@@ -126,7 +124,7 @@ class _ScaleRounds:
         return next(iter(self._draws.values())).shape[1]
 
     def merge(self, left: State, right: State) -> State:
-        return {name: torch.maximum(left[name], right[name]) for name in left}
+        return largest(left, right)
 
     def advance(self, state: State, total: State) -> tuple[State, Progress]:
         now, change = float(state["scale/now"]), float(total["change/largest"].max())
@@ -206,13 +204,12 @@ class _LossChange:
         return {"change/largest": torch.zeros(self.rounds.num_draws, dtype=CORE)}
 
     def accumulate(self, state: State, batch: Batch) -> State:
-        bench = self.rounds.bench
-        losses: Callable[[Tensor, Batch], Tensor] = self.rounds.recipe.protected.on(bench).losses
+        network, losses = self.rounds.bench.network, self.rounds.rows.bound.losses
         with torch.no_grad():
-            before_B = losses(bench.network(batch.inputs).to(CORE), batch)
-            after = [losses(bench.network(batch.inputs, weights).to(CORE), batch) for weights in self._moved]
+            before_B = losses(network(batch.inputs).to(CORE), batch)
+            after = [losses(network(batch.inputs, weights).to(CORE), batch) for weights in self._moved]
         change_j = torch.stack([(after_B - before_B).abs().max() for after_B in after]).cpu()
-        return {"change/largest": torch.maximum(state["change/largest"], change_j.nan_to_num(math.inf, math.inf))}
+        return largest(state, {"change/largest": change_j.nan_to_num(math.inf, math.inf)})
 
     def merge(self, left: State, right: State) -> State:
-        return self.rounds.merge(left, right)
+        return largest(left, right)

@@ -4,6 +4,7 @@ Shapes: n protected examples, R rows of one, N = n R rows in all, k draws.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -77,14 +78,18 @@ class Exact:
         raise NotImplementedError
 
     def _solve(self, layer: str, rhs_Nk: Tensor) -> Tensor:
+        all_bytes = 16.0 * len(rhs_Nk) ** 2 * len(self._gram.families)
+        if all_bytes > self._memory_gb * GB / 2:
+            return self._system(layer).solve(rhs_Nk)
         if layer not in self._systems:
-            all_bytes = 16.0 * len(rhs_Nk) ** 2 * len(self._gram.families)
-            held = {} if all_bytes > self._memory_gb * GB / 2 else self._systems
-            tiles = self._gram.tiles(f"gram-{layer}"), self._factor.tiles(f"lower-{layer}")
-            gram, lower = tiles if held is not self._systems else (dict(tile.items()) for tile in tiles)
-            held[layer] = TiledSystem(gram, lower, self._factor.tensor(f"order-{layer}"))
-            return held[layer].solve(rhs_Nk)
+            system = self._system(layer)
+            self._systems[layer] = replace(system, gram=dict(system.gram), lower=dict(system.lower))
         return self._systems[layer].solve(rhs_Nk)
+
+    def _system(self, layer: str) -> TiledSystem:
+        """By tiles that are read when they are needed."""
+        tiles = self._gram.tiles(f"gram-{layer}"), self._factor.tiles(f"lower-{layer}")
+        return TiledSystem(*tiles, self._factor.tensor(f"order-{layer}"))
 
 
 class BlockCgSolver:

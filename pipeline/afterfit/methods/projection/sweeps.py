@@ -14,16 +14,16 @@ from afterfit.algebra import Cursor, Result, Unit
 from afterfit.linalg.gram import add_gram, mirrored
 from afterfit.methods.projection.draws import zeros_like_tiles
 from afterfit.methods.projection.gram import CUT_OFF
-from afterfit.methods.projection.protected import Protected
+from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows, UnitRows
-from afterfit.network.workbench import Outline, Workbench
+from afterfit.network.workbench import Workbench
 from afterfit.precision import CORE, one_thread
 from afterfit.resources import GB
 from afterfit.rows.planning import KEPT_SHARE
 
 
 @dataclass(frozen=True)
-class BlockFactors:
+class BlockFactors(OverProtected):
     """Pseudo-inverse of each block's Gram, one for each layer with rows of its own: `inverse` (L, m, m) by blocks.
 
     The last block of a shard may be smaller; none is left out. Cost: for each block a pass over its examples, m^2 P / 2
@@ -33,12 +33,7 @@ class BlockFactors:
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
-    protected: Protected
     block_size: int
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """Shards that have protected examples."""
-        return self.protected.units(outline)
 
     def on(self, bench: Workbench) -> "_FactorsTask":
         """Needs the network, the training data and the lengths."""
@@ -62,8 +57,7 @@ class _FactorsTask:
     def _gram(self, indexes: Sequence[int]) -> Tensor:
         """(L, m, m) in float64, a group of tiles at a time."""
         bench = self.rows.bench
-        rows_each = self.rows.protected.rows_each(bench) // self.rows.num_layers
-        num_rows = len(indexes) * rows_each
+        num_rows = len(indexes) * self.rows.protected.num_cotangents(bench)
         total_Lmm = torch.zeros(self.rows.num_layers, num_rows, num_rows, dtype=CORE)
         for tiles in bench.layout.groups(num_rows * bench.state_bytes, KEPT_SHARE * bench.memory_gb * GB):
             for (_, layer, _), rows_mp in self.rows.explicit(tiles, indexes).items():
@@ -115,8 +109,8 @@ class Blocks:
     def _fits(self, indexes: Sequence[int]) -> bool:
         """Whether the explicit rows of a block may stay for their second product; else they are made twice."""
         bench = self.rows.bench
-        rows_each = self.rows.protected.rows_each(bench) // self.rows.num_layers
-        num_bytes = float(len(indexes) * rows_each * bench.layout.num_weights * bench.state_bytes)
+        num_rows = len(indexes) * self.rows.protected.num_cotangents(bench)
+        num_bytes = float(num_rows * bench.layout.num_weights * bench.state_bytes)
         return num_bytes <= KEPT_SHARE * bench.memory_gb * GB
 
     def _parts(self, indexes: Sequence[int]) -> Iterator[tuple[Tensor, UnitRows]]:

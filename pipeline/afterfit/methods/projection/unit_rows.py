@@ -75,13 +75,10 @@ class UnitRows:
     def _pieces(self, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, int, slice, Tensor]]:
         """The same, as they are; some tiles at a time."""
         num_bytes = self.rows.outputs_BC.element_size() * len(self.rows.outputs_BC) * self.rows.num_cotangents
-        budget, held = KEPT_SHARE * self.memory_gb * GB, []
-        for tile in tiles:
-            if held and num_bytes * sum(one.size for one in (*held, tile)) > budget:
-                yield from self._cut(held)
-                held = []
-            held.append(tile)
-        yield from self._cut(held)
+        wanted = {tile.name for tile in tiles}
+        for group in self.layout.groups(num_bytes, KEPT_SHARE * self.memory_gb * GB):
+            if chosen := [tile for tile in group if tile.name in wanted]:
+                yield from self._cut(chosen)
 
     def _cut(self, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, int, slice, Tensor]]:
         by_name = {tile.name: tile for tile in tiles}
@@ -150,14 +147,15 @@ class ProtectedRows:
 
     def rows(self, batch: Batch) -> UnitRows:
         """Of a micro-batch."""
-        rows = self.backend.rows(batch, self._bound.cotangents(batch))
+        rows = self.backend.rows(batch, self.bound.cotangents(batch))
         lengths_BR = None
         if self.has_lengths:
             lengths_BR = self._lengths_NR[self.places(batch)]
         return UnitRows(rows, self.bench.layout, self.bench.memory_gb, self.layer_of, lengths_BR)
 
     @cached_property
-    def _bound(self) -> Protected:
+    def bound(self) -> Protected:
+        """What is protected, with the likelihood's noise known."""
         return self.protected.on(self.bench)
 
     @cached_property
