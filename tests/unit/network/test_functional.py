@@ -66,6 +66,13 @@ def test_weights_that_are_not_named_keep_their_values():
     torch.testing.assert_close(shifted, network(inputs) + 1, rtol=1e-12, atol=1e-12)
 
 
+def test_the_squared_norm_is_that_of_the_chosen_weights_alone():
+    module = nn.Sequential(linear(), linear(2, 2)).eval()
+    chosen = Network(module, "1.*")
+    flat_P = nn.utils.parameters_to_vector(module[1].parameters()).detach()
+    assert chosen.squared_norm == pytest.approx(float(flat_P.square().sum()), rel=1e-12)
+
+
 def test_running_statistics_are_used_but_are_not_weights():
     case = case_named("conv_net")
     network, inputs = case.network(), case.batches[0].inputs
@@ -158,7 +165,7 @@ def test_running_statistics_that_are_not_finite_are_refused_by_name():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(value):
-    module = nn.Sequential(linear(), linear(2, 2))
+    module = nn.Sequential(linear(), linear(2, 2)).eval()
     with torch.no_grad():
         module[1].bias[1] = value
     with pytest.raises(NetworkError, match=r"'1\.bias' of the network is not finite"):

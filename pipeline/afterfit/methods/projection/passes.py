@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Accumulator, Batch, Cursor, State, Unit, add, batches, fold
-from afterfit.methods.projection.draws import zeros_like_tiles
+from afterfit.methods.projection.draws import family, zeros_like_tiles
 from afterfit.methods.projection.unit_rows import ProtectedRows
 from afterfit.precision import CORE
 
@@ -60,8 +60,7 @@ class TransposeTimes:
     def accumulate(self, state: State, batch: Batch) -> State:
         """One micro-batch, in place."""
         places_B = self.rows.places(batch, self.unit.details["start"])
-        into = {name.removeprefix("columns/"): tile for name, tile in state.items()}
-        self.rows.rows(batch).transpose_times(self.weights_nRk[places_B], into)
+        self.rows.rows(batch).transpose_times(self.weights_nRk[places_B], family(state, "columns"))
         return state
 
     def merge(self, left: State, right: State) -> State:

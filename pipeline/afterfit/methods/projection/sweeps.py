@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afterfit.algebra import Cursor, Result, Unit
 from afterfit.linalg.gram import add_gram, mirrored
-from afterfit.methods.projection.draws import zeros_like_tiles
+from afterfit.methods.projection.draws import family, zeros_like_tiles
 from afterfit.methods.projection.gram import CUT_OFF
 from afterfit.methods.projection.protected import OverProtected
 from afterfit.methods.projection.unit_rows import ProtectedRows, UnitRows
@@ -152,7 +152,7 @@ def swept_residual(blocks: Blocks, residual_nRk: Tensor, cursor: Cursor) -> Tens
     else:
         position, state = resumed
         weights_nRk = state["weights/all"]
-        columns = {name.removeprefix("columns/"): tile for name, tile in state.items() if name.startswith("columns/")}
+        columns = dict(family(state, "columns"))
     for step in range(position, len(order)):
         place = blocks.place(order[step])
         # The columns hold R^T W: what is to be met is the residual, so the block's change is minus what it took off.
