@@ -60,7 +60,7 @@ class _GramReducer:
 
     def leaf(self, unit: Unit, cursor: Cursor) -> State:
         left, right = range(*unit.details["left"]), range(*unit.details["right"])
-        bench, tiles = self.rows.bench, tiles_of(self.rows.bench.layout, unit)
+        tiles = tiles_of(self.rows.bench.layout, unit)
         indexes = self.rows.all.tolist()
         left_rows = self.rows.explicit(tiles, indexes[left.start : left.stop])
         right_rows = left_rows if left == right else self.rows.explicit(tiles, indexes[right.start : right.stop])
