@@ -101,7 +101,7 @@ class Bench:
 
     def doing(self, name: str) -> PeakMemory:
         """Start telling about a piece of work; memory is watched while the block runs."""
-        self._name, self._started, self._peak = name, time.monotonic(), PeakMemory()
+        self._name, self._started, self._peak = name, time.monotonic(), PeakMemory(self._peak)
         self.tell(Kind.STARTED)
         return self._peak
 

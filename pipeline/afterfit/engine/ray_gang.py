@@ -41,10 +41,6 @@ class MemberFailedError(Exception):
         self.trace = trace
 
 
-class Post(Outbox):
-    """The actor that the leader's events wait in."""
-
-
 class Sender:
     """Sends events; of mere progress no more than one each `LISTEN_S`."""
 
@@ -149,7 +145,7 @@ def _raise_failure(error: TrainingFailedError) -> None:
 @contextmanager
 def _posted(tell: Tell) -> Iterator[Any]:
     """An actor for the leader's events, read by a thread until the block ends."""
-    remote: Any = ray.remote(num_cpus=0)(Post)
+    remote: Any = ray.remote(num_cpus=0)(Outbox)  # whose process need not import Ray Train
     post: Any = remote.remote()
     ended = threading.Event()
 

@@ -138,6 +138,21 @@ def test_peak_memory_sees_what_is_gone_before_the_end():
     assert peak.bytes >= before + 150_000_000
 
 
+def test_one_of_many_short_pieces_reads_memory_when_the_last_sample_is_old_and_not_before(monkeypatch):
+    reads = []
+    sample = PeakMemory._sample
+    monkeypatch.setattr(PeakMemory, "_sample", lambda peak: (reads.append(1), sample(peak)))
+    monkeypatch.setattr("afterfit.engine.events.REST", 1e9)
+    peak = first = PeakMemory()
+    for _ in range(50):
+        with PeakMemory(peak) as peak:
+            assert peak.bytes == first.bytes > 0
+    assert len(reads) == 1
+    monkeypatch.setattr(PeakMemory, "_pause_s", 0.0)
+    assert PeakMemory(peak).bytes > 0
+    assert len(reads) == 2
+
+
 def test_figures_that_appear_late_are_null_before():
     table = appended(None, "round", [(1, {"a": 0.5})])
     table = appended(table, "round", [(2, {"a": 0.25, "b": 1.0}), (3, {"b": float("inf")})])
