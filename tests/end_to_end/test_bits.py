@@ -1,6 +1,5 @@
 """Whatever the engine and however many workers: the digests of all artifacts of a real fit are the same."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,9 @@ from afterfit.store.directory import open_store
 from small_fits import FITS, DigitNet, digests, run_fit
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the runs that others are compared with."""
-    return tmp_path_factory.mktemp("stores")
-
-
-@pytest.fixture(scope="module")
-def expected(stores: Path) -> Mapping[str, Mapping[str, str]]:
-    """Fit -> digests of an in-process run without saves in between."""
-    return {fit: run_fit(fit, str(stores / fit), checkpoint_s=60.0) for fit in FITS}
-
-
-def test_the_small_fits_have_many_tiles_groups_and_shards(stores, expected):
-    store = open_store(str(stores / "ella"))
-    of = {place.split("/")[0]: store.read(place) for place in expected["ella"]}
+def test_the_small_fits_have_many_tiles_groups_and_shards(uninterrupted):
+    store = open_store(uninterrupted("ella").uri)
+    of = {place.split("/")[0]: store.read(place) for place in uninterrupted("ella").digests}
     assert len(of["basis"].tiles("basis")) == 8
     assert len(of["basis"].parts) == 4
     assert len(of["curvature"].parts) == 8
@@ -41,8 +28,8 @@ def test_the_small_fits_have_many_tiles_groups_and_shards(stores, expected):
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_another_store_and_saves_in_between_do_not_change_the_digests(tmp_path, expected, fit):
-    assert run_fit(fit, str(tmp_path), checkpoint_s=0.0) == expected[fit]
+def test_another_store_and_process_and_no_saves_in_between_do_not_change_the_digests(tmp_path, uninterrupted, fit):
+    assert run_fit(fit, str(tmp_path), checkpoint_s=60.0) == uninterrupted(fit).digests
 
 
 # Ray Train copies Ray Data's settings, some of which warn about themselves even at their defaults (Ray 2.60).
@@ -50,8 +37,9 @@ def test_another_store_and_saves_in_between_do_not_change_the_digests(tmp_path, 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray.data.context")
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("fit", FITS)
-def test_ray_gives_the_bits_of_the_in_process_engine(tmp_path, ray_address, expected, fit, workers):
-    assert run_fit(fit, str(tmp_path), engine="ray", workers=workers, checkpoint_s=60.0) == expected[fit]
+def test_ray_gives_the_bits_of_the_in_process_engine(tmp_path, ray_address, uninterrupted, fit, workers):
+    made = run_fit(fit, str(tmp_path), engine="ray", workers=workers, checkpoint_s=60.0)
+    assert made == uninterrupted(fit).digests
 
 
 @pytest.mark.ray

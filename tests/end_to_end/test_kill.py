@@ -1,46 +1,12 @@
 """Kill -9 of the driver or of a worker at any moment, then the same command: the same digests, nothing done twice."""
 
 import signal
-from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
 
-from doomed import Doom, Line, digests_of, lines_of, recomputed, start
-from small_fits import FITS
-
-
-class Uninterrupted(NamedTuple):
-    """A run that nobody killed."""
-
-    digests: dict[str, str]
-    lines: list[Line]
-
-    def moment(self, kind: str, *words: str) -> str:
-        """The middle one of the moments of a kind that have these words."""
-        found = [
-            f"{line.kind} {line.subject}"
-            for line in self.lines
-            if line.kind == kind and all(word in line.subject for word in words)
-        ]
-        return found[len(found) // 2]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, forks: ForkServerContext) -> Callable[[str], Uninterrupted]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    for fit in FITS:
-        assert start(forks, fit, str(folder / fit), Doom(log=folder / f"{fit}.log")) == 0
-
-    def of(fit: str) -> Uninterrupted:
-        log = folder / f"{fit}.log"
-        return Uninterrupted(digests_of(log), list(lines_of(log)))
-
-    return of
-
+from doomed import Doom, digests_of, lines_of, recomputed, start
 
 MOMENTS = {
     "a training step": ("ella", "item", "point_estimate/", "/step/"),

@@ -1,5 +1,6 @@
 """Costs of the stages of a null-space posterior, counted before anything runs, held against a run of the same plan."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +61,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+COMPARED = ("lengths", "gram", "image", "certificate-00000", "scale")
+"""Stages whose work is compared in every case that has them."""
+DIRECT = ("exact", "loss")
+"""Cases in which that of the draws is."""
+
+
 @pytest.fixture(params=list(CASES))
 def ran(request, tmp_path):
     asked = requested(**CASES[request.param])
@@ -67,10 +74,13 @@ def ran(request, tmp_path):
     store, flops, stored, units = open_store(str(tmp_path)), {}, {}, {}
     with open_engine("inprocess", store) as engine:
         for number, stage in enumerate(plan):
-            with FlopCounterMode(display=False) as counter:
+            # Counting takes longer than the work, and that of solvers that stop when they are done is not compared.
+            is_compared = stage.name in COMPARED or (stage.name == "draws-00000" and request.param in DIRECT)
+            with FlopCounterMode(display=False) if is_compared else nullcontext() as counter:
                 watch = lambda one, work: work and units.update({one.name: len(work.units)})  # noqa: E731
                 artifact = execute(plan[: number + 1], asked, engine, store, watch)[stage.name].artifact
-            flops[stage.name] = float(counter.get_total_flops())
+            if counter is not None:
+                flops[stage.name] = float(counter.get_total_flops())
             stored[stage.name] = artifact.num_bytes
     return request.param, costs(plan, asked), flops, stored, units
 
@@ -95,7 +105,7 @@ def test_units_bytes_and_work_are_those_of_a_run(ran):
         assert counted["gram"].flops / flops["gram"] == pytest.approx(width, rel=0.05)
     if "image" in counted:
         assert 0.4 < counted["image"].flops / flops["image"] < 2.5
-    if name in ("exact", "loss"):
+    if name in DIRECT:
         assert 0.4 < counted["draws-00000"].flops / flops["draws-00000"] < 2.5
 
 
