@@ -271,6 +271,13 @@ class Gang(Protocol):
         """What every slice gave, in slice order, on every worker."""
         ...
 
+    def exchange(self, parts: Sequence[Sequence[State]]) -> list[list[State]]:
+        """From each of this worker's slices a state for every slice, to each of them what every slice had for it.
+
+        Both in slice order. Nobody else gets it, and what stays with a worker is not copied.
+        """
+        ...
+
 
 class Steps(Protocol):
     """An iteration by a gang: many short steps, each a sum over the recipe's slices."""
@@ -279,7 +286,7 @@ class Steps(Protocol):
     num_steps: int
 
     def init(self) -> State:
-        """The state before the first step."""
+        """The state before the first step, which may be lazy."""
         ...
 
     def step(self, state: State, number: int, gang: Gang) -> tuple[State, Progress]:
@@ -288,6 +295,18 @@ class Steps(Protocol):
 
     def finalise(self, state: State, progress: pa.Table) -> Result:
         """From the last state, and the figures of all steps, to what the stage leaves behind."""
+        ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """Steps whose state is too large for one worker: parts of it are held, and saved, by those who run a slice.
+
+    Steps get and give the part of the state that their worker holds; `finalise` reads the whole of it, lazily.
+    """
+
+    def owner(self, name: str) -> int | None:
+        """The slice whose worker holds a tensor of the state; None for what every worker holds."""
         ...
 
 

@@ -78,6 +78,8 @@ def test_a_second_run_does_nothing(tmp_path, expected):
         ("rounds", "finalise"),
         ("steps", "step 3 slice 2"),
         ("steps", "finalise"),
+        ("sharded", "step 3 slice 2"),
+        ("sharded", "finalise"),
     ],
 )
 def test_a_killed_process_goes_on_where_it_was(tmp_path, forks, expected, toy, moment):
@@ -183,18 +185,19 @@ def test_a_gang_of_one_on_ray_gives_the_bits_of_the_in_process_engine_after_a_fa
     uri, log = str(tmp_path / "store"), tmp_path / "log"
     with pytest.raises(NumericalError, match="broke down at 'step 2 slice 4'"):
         run_toys(["steps"], uri, log, name="ray", workers=1, fail_at="step 2 slice 4")
-    run = run_toys(["steps"], uri, log, name="ray", workers=1)
-    assert run.digests == of_toys(expected, "steps")
+    run = run_toys(["steps", "sharded"], uri, log, name="ray", workers=1)
+    assert run.digests == of_toys(expected, "steps", "sharded")
     assert run.events[-1].kind == Kind.FINISHED
 
 
 @pytest.mark.ray
 @ray_data_warns_of_itself
-def test_a_gang_of_three_gives_the_same_bits_after_the_loss_of_a_worker(tmp_path, ray_address, expected):
+@pytest.mark.parametrize(("toy", "workers"), [("steps", 3), ("sharded", 2)])
+def test_a_larger_gang_gives_the_same_bits_after_the_loss_of_a_worker(tmp_path, ray_address, expected, toy, workers):
     uri, log = str(tmp_path / "store"), tmp_path / "log"
-    run = run_toys(["steps"], uri, log, name="ray", workers=3, kill_at="step 4 slice 0")
+    run = run_toys([toy], uri, log, name="ray", workers=workers, kill_at="step 4 slice 0")
     assert any("lost a worker" in note for note in run.notes)
-    assert run.digests == of_toys(expected, "steps")
+    assert run.digests == of_toys(expected, toy)
     assert Counter(log.read_text().splitlines())["step 1 slice 0"] == 1
 
 

@@ -178,12 +178,53 @@ class ToySteps(Toy):
         return Result.of_state({"weights/all": state["weights/all"]}, {"rows": progress.num_rows})
 
 
+class ToyShardedSteps(Toy):
+    """The same of weights that slices hold parts of: each step takes every part to every slice, and back."""
+
+    num_slices = NUM_SLICES
+    num_steps = NUM_STEPS
+
+    def owner(self, name: str) -> int | None:
+        return int(name[-1]) if name.startswith("weights/") else None
+
+    def init(self) -> State:
+        parts = {f"weights/part-{part}": torch.ones(3 + part) for part in range(NUM_SLICES)}
+        return {**parts, "sizes/all": torch.zeros(NUM_SLICES)}
+
+    def step(self, state: State, number: int, gang: Gang) -> tuple[State, Progress]:
+        held = {int(name[-1]) for name in state if name.startswith("weights/")}
+        if held != set(gang.mine):
+            raise NumericalError(f"Slices {list(gang.mine)} hold {sorted(held)}.")
+        given = [[{"weights": state[f"weights/part-{part}"]} for _ in range(NUM_SLICES)] for part in gang.mine]
+        wholes = [torch.cat([part["weights"] for part in parts]) for parts in gang.exchange(given)]
+        back = []
+        for part, whole in zip(gang.mine, wholes, strict=True):
+            self.moment(f"step {number} slice {part}")
+            moved = 1e-6 * _wild(Seed(4).child(number, part), len(whole)) * whole
+            pieces = moved.split([3 + other for other in range(NUM_SLICES)])
+            back.append([{"moved": piece, "from": torch.tensor(part)} for piece in pieces])
+        after, sizes = dict(state), []
+        for part, met in zip(gang.mine, gang.exchange(back), strict=True):
+            if [int(one["from"]) for one in met] != list(range(NUM_SLICES)):
+                raise NumericalError("The parts came out of order.")
+            total = sum((one["moved"] for one in met), torch.zeros(3 + part))
+            after[f"weights/part-{part}"] = state[f"weights/part-{part}"] - total
+            sizes.append({"size": total.norm()})
+        after["sizes/all"] = state["sizes/all"] + torch.stack([one["size"] for one in gang.gather(sizes)])
+        return after, Progress(None, {"size": float(after["sizes/all"].sum())})
+
+    def finalise(self, state: State, progress: pa.Table) -> Result:
+        self.moment("finalise")
+        return Result.of_state(state, {"rows": progress.num_rows})
+
+
 TOYS: Mapping[str, tuple[str, type[Toy], Sequence[Unit]]] = {
     "map": ("map", ToySum, UNITS),
     "reduce": ("reduce", ToySum, UNITS),
     "forest": ("reduce", ToyForest, FOREST),
     "rounds": ("iterate", ToyRounds, UNITS),
     "steps": ("iterate", ToySteps, ()),
+    "sharded": ("iterate", ToyShardedSteps, ()),
 }
 
 

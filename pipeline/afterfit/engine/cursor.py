@@ -50,34 +50,43 @@ class Trail:
         self._known = positions(store, place)
         self._saved_at = time.monotonic()
 
-    def last(self) -> Saved | None:
+    def last(self, holds: Callable[[str], bool] = lambda _: True) -> Saved | None:
         """The newest save that can be used. Those that are damaged, or of another arithmetic, are dropped."""
         while self._known:
             try:
-                artifact = self._store.read(self._at(self._known[-1]))
+                artifact = self._store.read(self.at(self._known[-1]))
                 made_on = artifact.about.get("arithmetic")
                 if made_on == arithmetic():
-                    return self.read(self._known[-1])
+                    return self.read(self._known[-1], holds)
                 here = words(arithmetic())
                 self._note(f"{artifact.place} was saved on {words(made_on)}; it is not used on {here}.")
             except ArtifactError as error:
                 self._note(f"A save cannot be used and is dropped: {error}")
-            self._store.drop(self._at(self._known.pop()))
+            self._store.drop(self.at(self._known.pop()))
         return None
 
-    def read(self, position: int) -> Saved:
-        """The save at `position`, in memory of its own."""
-        artifact = self._store.read(self._at(position))
+    def read(self, position: int, holds: Callable[[str], bool] = lambda _: True) -> Saved:
+        """The save at `position`, in memory of its own, or the part that somebody holds."""
+        artifact = self._store.read(self.at(position))
         table = artifact.table("progress") if "progress" in artifact.tables else None
-        return Saved(position, dict(artifact.state()), table)
+        state = artifact.state()
+        return Saved(position, {name: state[name] for name in state if holds(name)}, table)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `checkpoint_s` have passed since the last save."""
+        return time.monotonic() - self._saved_at >= self._checkpoint_s
 
     def offer(self, position: int, make: Callable[[], Result]) -> None:
-        """Save what `make` gives, if `checkpoint_s` have passed since the last one."""
-        if time.monotonic() - self._saved_at < self._checkpoint_s:
-            return
-        self._store.write(self._at(position), make(), about={"arithmetic": arithmetic()})
+        """Save what `make` gives, if a save is due."""
+        if self.is_due:
+            self._store.write(self.at(position), make(), about={"arithmetic": arithmetic()})
+            self.kept(position)
+
+    def kept(self, position: int) -> None:
+        """A save was written: drop older ones."""
         for older in [known for known in self._known if known < position]:
-            self._store.drop(self._at(older))
+            self._store.drop(self.at(older))
         self._known = [position]
         self._saved_at = time.monotonic()
 
@@ -86,7 +95,8 @@ class Trail:
         self._known = []
         self._store.drop(self._place)
 
-    def _at(self, position: int) -> str:
+    def at(self, position: int) -> str:
+        """The place of a save."""
         return f"{self._place}/{position:08d}"
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 from typing import Protocol
 
 import pyarrow as pa
 
-from afterfit.algebra import Gang, Result, State, Steps, Stop, add
+from afterfit.algebra import Gang, State, Steps, Stop, add
 from afterfit.engine.bench import Bench
-from afterfit.engine.cursor import Saved, Trail
 from afterfit.engine.events import Kind
 from afterfit.engine.progress import appended
+from afterfit.engine.saves import saves_of
 
 
 class Assembly(Protocol):
@@ -27,6 +27,10 @@ class Assembly(Protocol):
 
     def agree(self, position: int | None) -> int | None:
         """The leader's value, on every member."""
+        ...
+
+    def wait(self) -> None:
+        """Until every member is here."""
         ...
 
 
@@ -45,6 +49,10 @@ class LoneGang:
         """They are here already."""
         return list(parts)
 
+    def exchange(self, parts: Sequence[Sequence[State]]) -> list[list[State]]:
+        """They are here already, and are handed on as they are."""
+        return [list(given) for given in zip(*parts, strict=True)]
+
 
 class Alone:
     """An assembly of one."""
@@ -59,18 +67,22 @@ class Alone:
         """With itself."""
         return position
 
+    def wait(self) -> None:
+        """For nobody."""
+
 
 def march(bench: Bench, assembly: Assembly) -> None:
-    """Make the steps that are left, from the newest save; the leader saves, tells, and writes the result.
-
-    The state after a step is the same on every member, so that one copy is enough to go on from.
-    """
+    """Make the steps that are left, from the newest save; the leader tells, and writes the result."""
     steps: Steps = bench.bound
-    trail = bench.trail(f"{bench.work.place}/step")
     with bench.doing("steps"):
-        start, state, table = _newest(trail, assembly) or Saved(0, dict(steps.init()), None)
         gang = assembly.gang(steps.num_slices)
+        saves = saves_of(bench, assembly, steps, gang)
+        start, state, before = saves.newest()
         rows: list[tuple[int, Mapping[str, float]]] = []
+
+        def table() -> pa.Table:
+            return appended(before, "step", rows)
+
         stop = Stop.FINISHED
         number = start
         for number in range(start + 1, steps.num_steps + 1):
@@ -79,27 +91,12 @@ def march(bench: Bench, assembly: Assembly) -> None:
             if progress.stop is not None:
                 stop = progress.stop
                 break
+            saves.offer(number, state, table)
             if assembly.is_leader:
-                trail.offer(number, partial(_save, state, table, rows))
                 bench.tell(Kind.ADVANCED, position=number, total=steps.num_steps)
+        state = saves.whole(number, state, table)
         if assembly.is_leader:
-            figures = appended(table, "step", rows)
-            result = steps.finalise(state, figures)
-            whole = replace(result, tables={"progress": figures, **result.tables})
+            result = steps.finalise(state, table())
+            whole = replace(result, tables={"progress": table(), **result.tables})
             bench.conclude(whole, {"stop": stop.name.lower(), "num_steps": number})
             bench.tell(Kind.FINISHED, position=number, total=steps.num_steps)
-
-
-def _newest(trail: Trail, assembly: Assembly) -> Saved | None:
-    """The newest usable save, the same on every member."""
-    mine = trail.last() if assembly.is_leader else None
-    position = assembly.agree(mine.position if mine else None)
-    if position is None:
-        return None
-    saved = mine or trail.read(position)
-    assembly.agree(position)  # the leader saves, and drops this one, only once everybody has read it
-    return saved
-
-
-def _save(state: State, table: pa.Table | None, rows: Sequence[tuple[int, Mapping[str, float]]]) -> Result:
-    return replace(Result.of_state(state), tables={"progress": appended(table, "step", rows)})

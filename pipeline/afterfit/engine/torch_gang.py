@@ -39,6 +39,11 @@ class Form(NamedTuple):
         """Bytes of each tensor."""
         return [prod(shape) * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all."""
+        return sum(self.sizes)
+
     def unpack(self, flat: torch.Tensor) -> State:
         """The state from its bytes, each tensor in memory of its own."""
         pieces = flat.to(self.device).split(self.sizes)
@@ -52,9 +57,9 @@ class TorchGang:
     def __init__(self, num_slices: int, accelerator: Accelerator) -> None:
         rank, self._world = accelerator.process_index, accelerator.num_processes
         self.num_slices = num_slices
-        self.mine: Sequence[int] = range(rank * num_slices // self._world, (rank + 1) * num_slices // self._world)
         self._rank = rank
         self._device = accelerator.device
+        self.mine: Sequence[int] = self._slices(rank)
 
     def sum(self, parts: Sequence[State]) -> State:
         """Added in slice order, two states in memory at a time."""
@@ -64,17 +69,51 @@ class TorchGang:
         """All slices' parts, on every member."""
         return list(self._in_order(parts))
 
+    def exchange(self, parts: Sequence[Sequence[State]]) -> list[list[State]]:
+        """All to all, in one collective of bytes."""
+        if self._world == 1:
+            return [list(given) for given in zip(*parts, strict=True)]
+        forms = self._of_all([[Form.of(state) for state in part] for part in parts])
+        given, sizes = [], []
+        for rank in range(self._world):
+            is_other = rank != self._rank  # what is for this member's own slices stays here
+            given.append([_flat(part[to]) for part in parts for to in self._slices(rank)] if is_other else [])
+            sizes.append(sum(part[to].num_bytes for part in forms[rank] for to in self.mine) if is_other else 0)
+        flat = torch.cat([torch.empty(0, dtype=torch.uint8), *(one.cpu() for states in given for one in states)])
+        taken = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
+        with _peers():
+            dist.all_to_all_single(taken, flat.to(self._device), sizes, [sum(map(len, states)) for states in given])
+        found: list[list[State]] = [[] for _ in self.mine]
+        for rank, met in enumerate(taken.split(sizes)):
+            if rank == self._rank:
+                theirs = [part[to] for part in parts for to in self.mine]
+            else:
+                of_states: list[Form] = [part[to] for part in forms[rank] for to in self.mine]
+                pieces = met.split([form.num_bytes for form in of_states])
+                theirs = [form.unpack(piece) for form, piece in zip(of_states, pieces, strict=True)]
+            for number, state in enumerate(theirs):
+                found[number % len(self.mine)].append(state)
+        return found
+
+    def _of_all(self, mine: Any) -> list[Any]:
+        """What every member has, by rank."""
+        found: list[Any] = [None] * self._world
+        with _peers():
+            dist.all_gather_object(found, mine)
+        return found
+
+    def _slices(self, rank: int) -> range:
+        return range(rank * self.num_slices // self._world, (rank + 1) * self.num_slices // self._world)
+
     def _in_order(self, parts: Sequence[State]) -> Iterator[State]:
         if self._world == 1:
             yield from parts
             return
-        forms: list[Any] = [None] * self._world
-        with _peers():
-            dist.all_gather_object(forms, [Form.of(part) for part in parts])
+        forms = self._of_all([Form.of(part) for part in parts])
         for rank, theirs in enumerate(forms):
             for number, form in enumerate(theirs):
                 mine = parts[number] if rank == self._rank else None
-                flat = torch.empty(sum(form.sizes), dtype=torch.uint8) if mine is None else _flat(mine)
+                flat = torch.empty(form.num_bytes, dtype=torch.uint8) if mine is None else _flat(mine)
                 flat = flat.to(self._device)
                 with _peers():
                     dist.broadcast(flat, src=rank)
@@ -99,6 +138,12 @@ class Group:
             with _peers():
                 dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def wait(self) -> None:
+        """At a barrier."""
+        if self._accelerator.num_processes > 1:
+            with _peers():
+                dist.barrier()
 
 
 @contextmanager
