@@ -1,6 +1,7 @@
 """Any `nn.Module` as a pure function of the chosen weights: the one adapter between the program and user models."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -35,6 +36,7 @@ class Network:
         self.output = output
         self.layout = Layout.of(module, weights, tile_weights)
         state = dict(module.named_parameters())
+        self._moved: Mapping[str, Tensor] = {}  # in place of the module's own
         self.weights: dict[str, Tensor] = {block.name: state[block.name].detach() for block in self.layout.blocks}
 
     @property
@@ -65,6 +67,22 @@ class Network:
             raise NetworkError("The network's weights are on the meta device; load them before it is used.")
         return torch.device(found)
 
+    def at(self, weights: Mapping[str, Tensor]) -> "Network":
+        """The same network with other chosen weights, block name -> tensor; calls take these by default.
+
+        Raises:
+            NetworkError: for weights that are not in memory.
+        """
+        if self.away:
+            raise NetworkError(
+                f"The network at other weights needs all chosen ones in memory, and {min(self.away)!r} is put away; "
+                "load the network without offloading."
+            )
+        moved = copy(self)
+        moved.weights = {name: weights[name].to(own) for name, own in self.weights.items()}
+        moved._moved = moved.weights
+        return moved
+
     def __call__(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Outputs (B, C), with some of the weights replaced.
 
@@ -73,7 +91,7 @@ class Network:
             weights: block name -> tensor shaped like the block; what is not named keeps its trained value.
         """
         placed = {name: self._place(value) for name, value in inputs.items()}
-        raw = torch.func.functional_call(self.module, dict(weights or {}), (), placed)
+        raw = torch.func.functional_call(self.module, {**self._moved, **(weights or {})}, (), placed)
         return self._outputs(raw, placed)
 
     def _place(self, value: Tensor) -> Tensor:

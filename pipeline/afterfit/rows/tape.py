@@ -7,7 +7,8 @@ several devices stay as they are. Per GGN column, the cost does not depend on th
 """
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -47,6 +48,14 @@ class TapeBackend:
         recording, outputs_BC = self._record(batch)
         recording.without_rule |= self._checked(batch, recording, outputs_BC)  # first: it needs as much memory again
         return TapeRows(self, batch, recording, outputs_BC, cotangents(outputs_BC.detach()))
+
+    def at(self, weights: Mapping[str, Tensor]) -> "TapeBackend":
+        """The same network with other weights, block name -> tensor. What was found out about its kinds stays."""
+        moved = copy(self)
+        moved.network = self.network.at(weights)
+        moved.passes = Passes(moved.network, self.arithmetic)
+        moved._leaves = {name: moved.network.weights[name].detach().requires_grad_() for name in self._leaves}
+        return moved
 
     def _checked(self, batch: Batch, recording: Recording, outputs_BC: Tensor) -> dict[str, str]:
         """Blocks whose rows are wrong for micro-batches of this kind: as many examples, sizes that they divide."""

@@ -21,6 +21,7 @@ from afterfit.rows.mixed import lowered
 from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 from afterfit.rows.recording import Recording
 from afterfit.rows.uses.lookup import Lookup
+from afterfit.rows.uses.outer import Outer
 from afterfit.rows.uses.use import Gradients, Use
 
 if TYPE_CHECKING:
@@ -175,6 +176,14 @@ class TapeRows:
                     rows[tile.name][:, chosen, piece.place] = made_SBp.transpose(0, 1)
             first += part.num_cotangents
         yield from rows.items()
+
+    def outer_product(self, block: str, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Of one cotangent, (B, r) and (B, c) where leading rows of a block are one outer product of fewer numbers."""
+        uses = [] if block in self._recording.without_rule else list(self._met.get(block, ()))
+        if self.num_cotangents > 1 or len(uses) != 1 or not isinstance(uses[0], Outer):
+            return None
+        sides = uses[0].sides(self._at(uses[0]), start, stop)
+        return None if sides is None else (sides[0].to(self.dtype), sides[1].to(self.dtype))
 
     def _goes_by_columns(self, num_columns: int, price: Callable[[float, int], float]) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""

@@ -38,6 +38,14 @@ class Outer(Use):
             return self, g_S
         return replace(self, inputs=self.inputs[:, chosen]), [g_BTo[:, chosen] for g_BTo in g_SBTo]
 
+    def sides(self, g_S: Gradients, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Of one cotangent and one position: what the rows are outer products of, if that is fewer numbers."""
+        a_Bi, g_Bo = self.inputs.flatten(1), g_S[0].reshape(len(self.inputs), -1)
+        if self.inputs.shape[1] != 1:
+            return None
+        left, right = (a_Bi[:, start:stop], g_Bo) if self.transposed else (g_Bo[:, start:stop], a_Bi)
+        return (left, right) if left.shape[1] + right.shape[1] < left.shape[1] * right.shape[1] else None
+
     def operand(self, dtype: torch.dtype, num_cotangents: int) -> Tensor:
         """The inputs a."""
         return self.inputs.to(dtype)

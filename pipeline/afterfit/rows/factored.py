@@ -1,0 +1,208 @@
+"""Rows of one cotangent as what they are products of: small enough to be sent, and contracted without being made.
+
+Where a layer sees one position, the rows of its weight are outer products g a^T: r + c numbers an example in place of
+r c, and the Gram of all rows is the product, entry by entry, of two small ones.
+
+Shapes: X rows, p weights of a run, k columns.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import State
+from afterfit.layout import Tile
+from afterfit.precision import CORE
+from afterfit.rows.protocol import Rows
+from afterfit.rows.tape_rows import TapeRows
+
+HELD_BYTES = 1 << 26
+"""Of what a contraction holds besides its operands."""
+
+
+class Factored(Protocol):
+    """Rows of some weights that follow each other. Columns lie as rows of memory, (k, p): products are longer so."""
+
+    def gram(self) -> Tensor:
+        """R R^T, (X, X) in float64."""
+        ...
+
+    def times(self, columns_kp: Tensor) -> Tensor:
+        """R V, (X, k)."""
+        ...
+
+    def transpose_times(self, weights_kX: Tensor, into_kp: Tensor) -> None:
+        """Adds (R^T W)^T to a run of columns."""
+        ...
+
+    def squares(self) -> Tensor:
+        """The sum of R*R over the rows, (p,)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Explicit:
+    """Rows as they are."""
+
+    rows_Xp: Tensor
+
+    def gram(self) -> Tensor:
+        """See `Factored`. Cost: X^2 p."""
+        return (self.rows_Xp @ self.rows_Xp.T).to(CORE)
+
+    def times(self, columns_kp: Tensor) -> Tensor:
+        """See `Factored`. Cost: X p k."""
+        return self.rows_Xp @ columns_kp.T
+
+    def transpose_times(self, weights_kX: Tensor, into_kp: Tensor) -> None:
+        """See `Factored`. Cost: X p k."""
+        into_kp.addmm_(weights_kX, self.rows_Xp)
+
+    def squares(self) -> Tensor:
+        """See `Factored`."""
+        return self.rows_Xp.square().sum(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """Row x is left_x right_x^T, flattened: p = r c."""
+
+    left_Xr: Tensor
+    right_Xc: Tensor
+
+    def gram(self) -> Tensor:
+        """See `Factored`. Cost: X^2 (r + c)."""
+        return (self.left_Xr @ self.left_Xr.T).to(CORE) * (self.right_Xc @ self.right_Xc.T).to(CORE)
+
+    def times(self, columns_kp: Tensor) -> Tensor:
+        """See `Factored`. Cost: X p k."""
+        num_columns = len(columns_kp)
+        columns_krc = columns_kp.unflatten(1, (self.left_Xr.shape[1], -1))
+        total_Xk = columns_kp.new_zeros(len(self.left_Xr), num_columns)
+        for part in self._parts(num_columns):
+            moved_Xkr = (self.right_Xc @ columns_krc[:, part].flatten(0, 1).T).unflatten(1, (num_columns, -1))
+            total_Xk += (moved_Xkr @ self.left_Xr[:, part, None])[..., 0]
+        return total_Xk
+
+    def transpose_times(self, weights_kX: Tensor, into_kp: Tensor) -> None:
+        """See `Factored`. Cost: X p k."""
+        into_krc = into_kp.unflatten(1, (self.left_Xr.shape[1], -1))
+        for part in self._parts(len(weights_kX)):
+            mixed_krX = self.left_Xr[:, part].T * weights_kX[:, None]
+            into_krc[:, part] = torch.baddbmm(
+                into_krc[:, part], mixed_krX, self.right_Xc.expand(len(mixed_krX), -1, -1)
+            )
+
+    def squares(self) -> Tensor:
+        """See `Factored`. Cost: X p."""
+        return (self.left_Xr.square().T @ self.right_Xc.square()).flatten()
+
+    def _parts(self, num_columns: int) -> Iterator[slice]:
+        """Runs of r that bound what is held."""
+        each = len(self.left_Xr) * num_columns * self.left_Xr.element_size()
+        step = max(1, HELD_BYTES // max(each, 1))
+        return (slice(first, first + step) for first in range(0, self.left_Xr.shape[1], step))
+
+
+class Piece(NamedTuple):
+    """Consecutive leading rows of a block, in one tile."""
+
+    tile: str
+    place: slice  # in the tile
+    start: int  # along the block's first dimension
+    stop: int
+
+
+class Stretch(NamedTuple):
+    """The part of a block that lies in a run of tiles."""
+
+    block: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def start(self) -> int:
+        """Along the block's first dimension."""
+        return self.pieces[0].start
+
+    @property
+    def stop(self) -> int:
+        """Likewise."""
+        return self.pieces[-1].stop
+
+
+def stretches(tiles: Sequence[Tile]) -> list[Stretch]:
+    """Of a run of tiles, in order."""
+    found: dict[str, list[Piece]] = {}
+    for tile in tiles:
+        place = 0
+        for piece in tile.pieces:
+            where = slice(place, place + piece.size)
+            found.setdefault(piece.block, []).append(Piece(tile.name, where, piece.start, piece.stop))
+            place += piece.size
+    return [Stretch(block, tuple(pieces)) for block, pieces in found.items()]
+
+
+def factors_of(rows: Rows, tiles: Sequence[Tile]) -> State:
+    """Of rows with one cotangent: "<block>/left" and ".../right" where two factors take fewer numbers.
+
+    Else "<block>/<tile>", the rows themselves. All have X first.
+    """
+    made: dict[str, Tensor] = {}
+    explicit: dict[str, list[Piece]] = {}
+    for stretch in stretches(tiles):
+        sides = rows.outer_product(stretch.block, stretch.start, stretch.stop) if isinstance(rows, TapeRows) else None
+        if sides is not None:
+            made[f"{stretch.block}/left"], made[f"{stretch.block}/right"] = sides
+            continue
+        for piece in stretch.pieces:
+            explicit.setdefault(piece.tile, []).append(piece)
+            made[f"{stretch.block}/{piece.tile}"] = torch.empty(0)  # keeps the order
+    if explicit:
+        named = {f"{stretch.block}/{piece.tile}": piece for stretch in stretches(tiles) for piece in stretch.pieces}
+        wanted = [tile for tile in tiles if tile.name in explicit]
+        whole = {name: rows_B1P[:, 0] for name, rows_B1P in rows.materialise(wanted)}
+        for name, tensor in made.items():
+            if name in named and not tensor.numel():
+                made[name] = whole[named[name].tile][:, named[name].place]
+    return made
+
+
+class Joined(NamedTuple):
+    """The rows of a step in one stretch: whole for their Gram, and in each tile."""
+
+    grams: tuple[Factored, ...]  # whose Grams add up to that of the stretch
+    parts: tuple[tuple[Piece, Factored], ...]
+
+
+def joined(runs: Sequence[State], tiles: Sequence[Tile]) -> list[Joined]:
+    """The rows of all runs, one after another, in each stretch of some tiles.
+
+    Args:
+        runs: of `factors_of`, for other examples or other weights.
+        tiles: of theirs.
+    """
+    return [_joined(runs, stretch) for stretch in stretches(tiles)]
+
+
+def _joined(runs: Sequence[State], stretch: Stretch) -> Joined:
+    names = [f"{stretch.block}/{side}" for side in ("left", "right")]
+    if all(names[0] in run for run in runs):
+        left_Xr, right_Xc = (torch.cat([run[name] for run in runs]) for name in names)
+        parts = [
+            (piece, Outer(left_Xr[:, piece.start - stretch.start : piece.stop - stretch.start], right_Xc))
+            for piece in stretch.pieces
+        ]
+        return Joined((Outer(left_Xr, right_Xc),), tuple(parts))
+    made = [(piece, Explicit(torch.cat([_explicit(run, stretch, piece) for run in runs]))) for piece in stretch.pieces]
+    return Joined(tuple(rows for _, rows in made), tuple(made))
+
+
+def _explicit(run: State, stretch: Stretch, piece: Piece) -> Tensor:
+    name = f"{stretch.block}/{piece.tile}"
+    if name in run:
+        return run[name]
+    left_Xr = run[f"{stretch.block}/left"][:, piece.start - stretch.start : piece.stop - stretch.start]
+    return (left_Xr[:, :, None] * run[f"{stretch.block}/right"][:, None]).flatten(1)
