@@ -66,14 +66,14 @@ class Training:
         self.examples = bench.data("train")
         likelihood.check(self.examples.targets(), bench.num_outputs)
         self.schedule = Schedule(settings, self.examples.num_examples)
-        if self.schedule.smallest_batch < settings.num_slices:
+        if self.schedule.epochs.smallest_batch < settings.num_slices:
             raise DataError(
-                f"A batch of {self.schedule.smallest_batch} examples cannot be cut into "
+                f"A batch of {self.schedule.epochs.smallest_batch} examples cannot be cut into "
                 f"{settings.num_slices} slices; lower `num_slices` or give more data."
             )
         self.seed = Seed(settings.seed, ("training",))
         self.num_slices = settings.num_slices
-        self.num_steps = self.schedule.num_steps
+        self.num_steps = self.schedule.epochs.num_steps
         self._weights = _chosen(self.network.module, settings.train)
         self._buffers = _saved_buffers(self.network.module)
 
@@ -97,7 +97,7 @@ class Training:
         with _train_mode(self.network.module):
             parts = [self._slice(state, number, which) for which in gang.mine]
         total = gang.sum(parts)
-        count = len(self.schedule.batch(number))
+        count = len(self.schedule.epochs.batch(number))
         loss = float(total["figure/loss"]) / count
         gradients = [total[f"gradient/{name}"].to(self.network.device) / count for name in self._weights]
         length = math.sqrt(sum(float(dot(gradient, gradient)) for gradient in gradients))

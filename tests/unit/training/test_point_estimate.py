@@ -223,7 +223,7 @@ def test_a_step_is_adamw_on_the_mean_gradient_of_the_batch():
     head.train().drop.p = 0.0
     optimiser = torch.optim.AdamW(head.head.parameters(), lr=0.01, weight_decay=0.1)
     for number in range(training.num_steps):
-        batch = digits(50).batch(training.schedule.batch(number))
+        batch = digits(50).batch(training.schedule.epochs.batch(number))
         optimiser.zero_grad()
         nn.functional.cross_entropy(head(batch.inputs["pixel_values"]), batch.targets).backward()
         optimiser.step()
@@ -263,17 +263,17 @@ def test_every_epoch_takes_every_example_once_in_another_order(num_examples, bat
     schedule = Schedule(TrainingSettings(epochs=epochs, batch_size=batch_size, num_slices=2), num_examples)
     orders = []
     for epoch in range(epochs):
-        steps = range(epoch * schedule.steps_an_epoch, (epoch + 1) * schedule.steps_an_epoch)
+        steps = range(epoch * schedule.epochs.steps_an_epoch, (epoch + 1) * schedule.epochs.steps_an_epoch)
         taken = [index for step in steps for which in range(2) for index in schedule.slice(step, which)]
         assert sorted(taken) == list(range(num_examples))
-        assert all(schedule.smallest_batch <= len(schedule.batch(step)) <= batch_size for step in steps)
+        assert all(schedule.epochs.smallest_batch <= len(schedule.epochs.batch(step)) <= batch_size for step in steps)
         orders.append(taken)
     assert len({tuple(order) for order in orders}) == epochs
 
 
 def test_the_step_size_rises_then_falls_to_nothing():
     schedule = Schedule(TrainingSettings(epochs=10, batch_size=5, learning_rate=2.0, warmup_fraction=0.2), 50)
-    rates = [schedule.learning_rate(step) for step in range(schedule.num_steps)]
+    rates = [schedule.learning_rate(step) for step in range(schedule.epochs.num_steps)]
     assert rates[:20] == sorted(rates[:20])
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[20] == 2.0
