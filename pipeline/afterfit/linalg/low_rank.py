@@ -12,6 +12,11 @@ from torch import Tensor
 
 from afterfit.precision import CORE, one_thread
 
+SQUARINGS = 14
+SQUARED = 64
+"""Size up to which products are so much faster than eigenproblems that squaring pays."""
+TINY = torch.finfo(CORE).tiny
+
 
 class Core(NamedTuple):
     """What V^T V tells of the precision D^1/2 (I + V V^T) D^1/2."""
@@ -72,13 +77,16 @@ def leading(gram_nn: Tensor, rank: int) -> Tensor:
     Where there are fewer than L, columns of zeros come first. Orthonormal columns E are all that a truncation
     A E E^T A^T needs to stay below A A^T, however many eigenvalues are zero or equal.
 
-    Cost: one matrix: a tridiagonalisation, 4/3 n^3, and L vectors; a batch: 9 n^3 each.
+    Cost: one matrix: a tridiagonalisation, 4/3 n^3, and L vectors; a batch: 9 n^3 each, for one vector of a
+    small one 28 n^3 of products, a fifth of the time.
     """
     wanted = min(rank, gram_nn.shape[-1])
     wide_nn = gram_nn.to(CORE)
     with one_thread():
         if gram_nn.dim() == 2 and wanted < gram_nn.shape[-1]:
             vectors = _some(wide_nn, wanted)
+        elif wanted == 1 and gram_nn.shape[-1] <= SQUARED:
+            vectors = _first(wide_nn)
         else:
             vectors = torch.linalg.eigh(wide_nn).eigenvectors[..., gram_nn.shape[-1] - wanted :]
     return torch.nn.functional.pad(vectors, (rank - wanted, 0))
@@ -90,6 +98,24 @@ def _some(gram_nn: Tensor, wanted: int) -> Tensor:
     size = len(gram_nn)
     _, vectors = eigh(gram_nn.numpy(force=True), subset_by_index=(size - wanted, size - 1), driver="evr")
     return torch.from_numpy(vectors).to(gram_nn.device)
+
+
+def _first(gram_nn: Tensor) -> Tensor:
+    """The first eigenvectors of a batch, (..., n, 1), by squaring; zeros where the matrix is.
+
+    Where the second eigenvalue is r times the first, its share of the vector falls by r^16384: with an r of .998 to
+    rounding. The larger r is, the less is lost: never more than 1e-5 of the first eigenvalue.
+    """
+    power_nn = gram_nn
+    for number in range(SQUARINGS):
+        if number % 4 == 0:  # the trace of a 16th power is n^-15 at least, where that of the matrix is 1
+            power_nn = power_nn / power_nn.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None].clamp_min(TINY)
+        power_nn = power_nn @ power_nn
+    largest = power_nn.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)[..., None, None]
+    column_n1 = power_nn.take_along_dim(largest, dim=-1)
+    # What rounding of the powers brought in of other eigenvectors, once more the power of the matrix itself takes out.
+    column_n1 = gram_nn @ (column_n1 / torch.linalg.vector_norm(column_n1, dim=-2, keepdim=True).clamp_min(TINY))
+    return column_n1 / torch.linalg.vector_norm(column_n1, dim=-2, keepdim=True).clamp_min(TINY)
 
 
 def entropy(log_det_precision: Tensor, num_weights: int) -> Tensor:
