@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +25,14 @@ class Made:
 
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, pa.Table] = field(default_factory=dict)
     rounds: list[Mapping[str, float]] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         for family, tiles in result.tensors.items():
             self.kept.setdefault(family, {}).update(tiles)
         self.facts |= result.facts
+        self.tables |= result.tables
 
     @property
     def families(self) -> Sequence[str]:
@@ -41,6 +44,9 @@ class Made:
     def tensor(self, family: str) -> Tensor:
         tiles = list(self.kept[family].values())
         return torch.cat(tiles).clone() if tiles[0].dim() else torch.stack(tiles)
+
+    def table(self, name: str) -> pa.Table:
+        return self.tables[name]
 
     def state(self) -> State:
         return {f"{family}/{name}": tile for family, tiles in self.kept.items() for name, tile in tiles.items()}

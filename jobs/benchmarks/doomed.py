@@ -131,7 +131,7 @@ def install(doom: Doom) -> None:
     os.link = noted_link  # type: ignore[assignment]
     os.fsync = lambda _: None  # what is killed leaves its pages to the kernel; only power cuts need it
     patched: Any = Trail
-    patched.last = lambda trail: None if _installed[0].forgets else last(trail)
+    patched.last = lambda trail, *given: None if _installed[0].forgets else last(trail, *given)
 
 
 def _note(moment: str) -> None:

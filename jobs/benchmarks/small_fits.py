@@ -77,6 +77,24 @@ FITS: Final[Mapping[str, Mapping[str, Any]]] = {
         "num_shards": 4,
         "memory_gb": 2e-3,
     },
+    "slang": {
+        **SHARED,
+        "name": "slang",
+        "training": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-2},
+        "method": {
+            "name": "slang",
+            "rank": 3,
+            "draws_per_step": 2,
+            "batch_size": 24,
+            "epochs": 2,
+            "num_slices": 4,
+            "start": "ggn_nystrom",
+            "num_draws": 3,
+            "more_draws": [5],
+        },
+        "num_shards": 4,
+        "memory_gb": 2e-3,
+    },
 }
 """Name -> configuration. The memory makes groups of 2 and of 4 of the 8 tiles."""
 

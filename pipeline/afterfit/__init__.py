@@ -7,16 +7,18 @@ if TYPE_CHECKING:
     from afterfit.methods.ella import Ella
     from afterfit.methods.ggn_nystrom import GgnNystrom
     from afterfit.methods.null_space import NullSpace
+    from afterfit.methods.slang import Slang
     from afterfit.plan.api import Posterior, fit, load
 
 __version__ = "0.1.0"
-__all__ = ["Ella", "GgnNystrom", "NullSpace", "Posterior", "__version__", "fit", "load"]
+__all__ = ["Ella", "GgnNystrom", "NullSpace", "Posterior", "Slang", "__version__", "fit", "load"]
 
 _HOME = {
     "Ella": "afterfit.methods.ella",
     "GgnNystrom": "afterfit.methods.ggn_nystrom",
     "NullSpace": "afterfit.methods.null_space",
     "Posterior": "afterfit.plan.api",
+    "Slang": "afterfit.methods.slang",
     "fit": "afterfit.plan.api",
     "load": "afterfit.plan.api",
 }

@@ -23,6 +23,9 @@ MOMENTS = {
     "the state between two rounds": ("null_space_cg", "mark", "draws-00000/", "/round/"),
     "a sweep of a preconditioner": ("null_space_cg", "item", "draws-00000/", "/at/00000003"),
     "a sweep of projections": ("null_space_alternating", "item", "draws-00000/", "/at/00000002"),
+    "a shard's part of a save": ("slang", "write", "variational/", "/slice-002", "factor"),
+    "the save of all shards": ("slang", "mark", "variational/", "/common"),
+    "the end of a fit in shards": ("slang", "write", "variational/", "mean_float32"),
     "the plain network at a draw": ("null_space_cg", "item", "features-test-00000/", "/at/00000002"),
 }
 
@@ -63,6 +66,7 @@ def test_work_that_is_done_twice_is_noticed(tmp_path, forks, uninterrupted):
         ("ggn_nystrom", "mark", ("sketch/", "/node/")),
         ("ggn_nystrom", "write", ("basis/", "basis.arrow")),
         ("null_space_cg", "item", ("draws-00000/", "/sum/")),
+        ("slang", "write", ("variational/", "/slice-001", "factor")),
     ],
 )
 def test_a_killed_worker_is_replaced_by_one_that_goes_on(tmp_path, forks, ray_address, uninterrupted, fit, kind, words):

@@ -7,5 +7,6 @@ METHODS: Final[Mapping[str, str]] = {
     "ella": "afterfit.methods.ella:Ella",
     "ggn_nystrom": "afterfit.methods.ggn_nystrom:GgnNystrom",
     "null_space": "afterfit.methods.null_space:NullSpace",
+    "slang": "afterfit.methods.slang:Slang",
 }
 """Name -> module and class; imported when a configuration asks for it, so that the table costs nothing."""

@@ -11,6 +11,7 @@ from afterfit.methods.ggn_nystrom import GgnSketch, NystromBasis, NystromCurvatu
 from afterfit.methods.projection.alternating import AlternatingProjection
 from afterfit.methods.projection.certificate import Certificate
 from afterfit.methods.projection.choice import chosen, told
+from afterfit.methods.projection.chunk import chunked
 from afterfit.methods.projection.complement import ComplementDraws
 from afterfit.methods.projection.counts import Choice
 from afterfit.methods.projection.dual import DualProjection
@@ -190,12 +191,8 @@ class NullSpace(Frozen):
         }
 
     def _chunks(self, outline: Outline) -> Sequence[range]:
-        """Draws that are projected together. Those that were asked for first stay as they were when more are added."""
-        at_once, chunks, start = draws_together(outline, self.draws_at_once), [], 0
-        for total in (self.num_draws, *self.more_draws):
-            chunks += [range(first, min(first + at_once, total)) for first in range(start, total, at_once)]
-            start = max(start, total)
-        return chunks
+        """Draws that are projected together."""
+        return chunked(self.num_draws, self.more_draws, draws_together(outline, self.draws_at_once))
 
     def _draws(self, protected: Protected, choice: Choice | None, chunk: range) -> Recipe:
         named = {"first": chunk.start, "num": len(chunk), "seed": self.seed}

@@ -26,7 +26,7 @@ from afterfit.plan.opened import Posterior
 from afterfit.plan.opened_draws import OpenedDraws
 from afterfit.plan.opened_subspace import OpenedSubspace
 from afterfit.plan.posterior import posterior_plan
-from afterfit.plan.request import FitRequest, Method, PosteriorKind
+from afterfit.plan.request import FitRequest, Method, PosteriorKind, centre_of
 from afterfit.plan.resolve import module_identity, request_from_objects
 from afterfit.plan.shortage import opening, within_memory
 from afterfit.resources import Memory
@@ -123,8 +123,7 @@ def fit(
     has = memory_here(has_gpu=has_gpu) if engine == "inprocess" else Memory()
     record = within_memory(request, opened, attempt, asker="fit", lowers=fit_memory, has=has, tell=warned)
     record.write(opened)
-    view = Network(network, weights, output=output, tile_weights=record.tile_weights)
-    return OPENED[record.posterior](view, opened, record)
+    return _opened(network, record, opened)
 
 
 def load(uri: str, network: nn.Module | None = None) -> Posterior:
@@ -154,14 +153,19 @@ def load(uri: str, network: nn.Module | None = None) -> Posterior:
         settings = NetworkSettings.model_validate(record.network)
         check_same_network(settings, record.network_identity, store)
         module = load_module(settings)
-    point = store.read(record.stages["point_estimate"])
-    if not point.facts.get("is_loaded"):
-        module = put_state(module, trained_state(point))
+    return _opened(module, record, store)
+
+
+def _opened(module: nn.Module, record: FitRecord, store: Store) -> Posterior:
+    """With the weights that the posterior is around in a copy of the module, unless they are its own."""
+    centre = store.read(record.stages[centre_of(record.stages)])
+    if not centre.facts.get("is_loaded"):
+        module = put_state(module, trained_state(centre))
     choose = record.choose if isinstance(record.choose, str) else tuple(record.choose)
     view = Network(module, choose, output=cast(Any, record.output), tile_weights=record.tile_weights)
     if view.layout.fingerprint != record.fingerprint:
         raise ArtifactError(
-            f"The store {uri} was made for other weights than the network has; load it with the network it was "
+            f"The store {store.uri} was made for other weights than the network has; load it with the network it was "
             "fitted for."
         )
     return OPENED[record.posterior](view, store, record)

@@ -17,6 +17,7 @@ from afterfit.plan.resolve import REFERENCE_FLOPS
 from afterfit.plan.sizes import Sizes
 from afterfit.plan.stage import Stage
 from afterfit.plan.tuning import AUTO_PRIORS, AUTO_TEMPERATURES, NUM_PREFIXES, TUNING_DRAWS
+from afterfit.plan.variational_cost import VARIATIONAL_COSTS
 from afterfit.resources import GB
 
 EIGEN_FLOPS = 10.0
@@ -295,5 +296,6 @@ COSTS: Final[Mapping[str, CountedBy]] = {
     "NystromBasis": _nystrom_basis,
     **DRAW_COSTS,
     **PROJECTION_COSTS,
+    **VARIATIONAL_COSTS,
 }
 """Class name of a recipe -> how its cost is counted."""

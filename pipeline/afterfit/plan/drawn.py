@@ -74,6 +74,42 @@ def certified(facts: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
+class CollectGaussian:
+    """The posterior of a variational fit, by its draws. Holds facts only.
+
+    Leaves behind `scale` (1), `num_draws`, `elbo` (nats an example), `divergence` from the prior, `log_det_precision`,
+    `entropy`, `likelihood` and, for a regression, `noise_variance`.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    likelihood: Likelihood
+    chunks: tuple[str, ...]
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """One."""
+        return [Unit("all")]
+
+    def on(self, bench: Workbench) -> "_CollectGaussianTask":
+        """Needs the fit and the chunks of draws."""
+        return _CollectGaussianTask(replace(self, likelihood=bound_likelihood(self.likelihood, bench)), bench)
+
+
+@dataclass(frozen=True)
+class _CollectGaussianTask:
+    recipe: CollectGaussian
+    bench: Workbench
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        fitted = self.bench.input("fitted").facts
+        names = ("scale", "elbo", "divergence", "log_det_precision", "entropy")
+        facts = {name: fitted[name] for name in names} | likelihood_facts(self.recipe.likelihood)
+        num_draws = sum(self.bench.input(f"draws-{chunk}").facts["num"] for chunk in self.recipe.chunks)
+        return Result(facts={**facts, "num_draws": num_draws, "notes": list(fitted["notes"])})
+
+
+@dataclass(frozen=True)
 class DrawPredictions:
     """Predictions of one data set by the point estimate and by all stored draws, an example a row.
 

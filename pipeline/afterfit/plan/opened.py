@@ -13,7 +13,7 @@ from afterfit.algebra import Batch, Result
 from afterfit.errors import ConfigError
 from afterfit.network.functional import Network
 from afterfit.plan.fitted import FitRecord
-from afterfit.plan.request import By
+from afterfit.plan.request import By, centre_of
 from afterfit.posterior.outputs import Outputs
 from afterfit.store.directory import Store, open_store
 
@@ -88,7 +88,7 @@ class Opened:
     @property
     def kept(self) -> Sequence[str]:
         """Stages that it predicts from; `save` copies these."""
-        return ("point_estimate", "posterior")
+        return tuple(dict.fromkeys(("point_estimate", centre_of(self.record.stages), "posterior")))
 
     def artifact(self, stage: str) -> StoredArtifact:
         """Of a stage of the fit."""

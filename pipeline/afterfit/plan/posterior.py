@@ -69,7 +69,7 @@ def _declarations(request: FitRequest) -> dict[str, Declaration]:
     made = method.stages(likelihood, Bench(request.bench("", {})))
     if request.extensions and not any(declaration.extended_by for declaration in made.values()):
         raise ConfigError(
-            f"The method {method.name} takes no data that come later: its draws protect the data that they were "
+            f"The method {method.name} takes no data that come later: its draws belong to the data that they were "
             "fitted on; add the data to `train`, and run again."
         )
     declared |= made
@@ -108,7 +108,7 @@ def _stage(
         return Stage(name, declaration.recipe, inputs, data, context, roles)
     context: dict[str, Any] = {}
     if declaration.data:
-        inputs["network"] = done["point_estimate"]
+        inputs.setdefault("network", done["point_estimate"])
         context = {
             "layout": request.layout.fingerprint,
             "micro_batch": request.micro_batch,

@@ -1,6 +1,6 @@
 """What is asked for, resolved: the same record from a configuration file and from Python."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -84,8 +84,21 @@ class SubspaceMethod(Method, Protocol):
         ...
 
 
+VARIATIONAL = "variational"
+"""The stage of a Gaussian that was fitted with a mean of its own, which the posterior is around."""
+
+
+def centre_of(stages: Container[str]) -> str:
+    """The stage that leaves the weights which a posterior is around: a variational fit, else the point estimate."""
+    return VARIATIONAL if VARIATIONAL in stages else "point_estimate"
+
+
 class DrawsMethod(Method, Protocol):
-    """One whose stages end in `draws-00000` and further chunks, a `certificate-` of each, and `scale`."""
+    """One whose stages end in `draws-00000` and further chunks.
+
+    Beside them stand a `certificate-` of each and `scale`; or `variational`, around whose mean the draws are, with a
+    scale of one.
+    """
 
     @property
     def num_draws(self) -> int:

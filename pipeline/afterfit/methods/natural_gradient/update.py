@@ -26,11 +26,25 @@ class Shares(NamedTuple):
     taken: float  # of G G^T: beta N / (M S)
 
 
+class Rates(NamedTuple):
+    """Of one step."""
+
+    mean: float  # alpha
+    precision: float  # beta
+    weight: float  # what one gradient counts for: N / (M S T)
+
+    @property
+    def shares(self) -> Shares:
+        """Of the precision."""
+        return Shares(1 - self.precision, self.precision * self.weight)
+
+
 class Combination(NamedTuple):
     """U' = U of_factor + G of_gradients."""
 
     of_factor_LL: Tensor
     of_gradients_XL: Tensor
+    gram_LL: Tensor  # U'^T U'
 
 
 def combination(factor_LL: Tensor, cross_LX: Tensor, gradients_XX: Tensor, shares: Shares, rank: int) -> Combination:
@@ -41,9 +55,26 @@ def combination(factor_LL: Tensor, cross_LX: Tensor, gradients_XX: Tensor, share
     kept, taken = shares.kept**0.5, shares.taken**0.5
     top = torch.cat([shares.kept * factor_LL, kept * taken * cross_LX], dim=-1)
     bottom = torch.cat([kept * taken * cross_LX.mT, shares.taken * gradients_XX], dim=-1)
-    vectors = leading(torch.cat([top, bottom], dim=-2).to(CORE), rank)
-    num_factor = factor_LL.shape[-1]
-    return Combination(kept * vectors[..., :num_factor, :], taken * vectors[..., num_factor:, :])
+    gram_nn = torch.cat([top, bottom], dim=-2).to(CORE)
+    vectors_nL = leading(gram_nn, rank)
+    return combined(vectors_nL, vectors_nL.mT @ gram_nn @ vectors_nL, factor_LL.shape[-1], shares)
+
+
+def combined(vectors_nL: Tensor, gram_LL: Tensor, num_factor: int, shares: Shares) -> Combination:
+    """A E for orthonormal E (L + X, L), with E^T A^T A E."""
+    kept, taken = shares.kept**0.5, shares.taken**0.5
+    return Combination(kept * vectors_nL[..., :num_factor, :], taken * vectors_nL[..., num_factor:, :], gram_LL)
+
+
+def truncated(square_PP: Tensor, rank: int) -> Tensor:
+    """U' (..., P, L) from A A^T itself: for fewer weights than A has columns.
+
+    Cost: an eigenproblem of size P in float64.
+    """
+    wide_PP = square_PP.to(CORE)
+    vectors_PL = leading(wide_PP, rank)
+    values_L = (vectors_PL * (wide_PP @ vectors_PL)).sum(dim=-2, keepdim=True)
+    return (vectors_PL * values_L.clamp_min(0).sqrt()).to(square_PP)
 
 
 def next_diagonal(

@@ -1,6 +1,6 @@
 """Runs of draws that are made together: their numbers, the limits of a projection, and the facts that all leave."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,15 @@ class Chunk:
     def numbers(self) -> range:
         """Of the draws."""
         return range(self.first, self.first + self.num)
+
+
+def chunked(num_draws: int, more_draws: Sequence[int], at_once: int) -> list[range]:
+    """Draws that are made together. Those that were asked for first stay as they were when more are added."""
+    chunks, start = [], 0
+    for total in (num_draws, *more_draws):
+        chunks += [range(first, min(first + at_once, total)) for first in range(start, total, at_once)]
+        start = max(start, total)
+    return chunks
 
 
 class Rank(NamedTuple):

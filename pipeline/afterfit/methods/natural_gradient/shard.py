@@ -1,0 +1,198 @@
+"""One shard of a natural-gradient fit: U, D, the mean and the momentum of a run of tiles, and what is done to them.
+
+Shapes: p weights of a tile, L rank, S draws, X rows of the step. In memory the weights are the last dimension: U is
+worked on as (L, p), three times faster than (p, L) for few columns.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import State
+from afterfit.layout import Tile
+from afterfit.linalg.low_rank import Core, divergence_part, variances
+from afterfit.methods.natural_gradient.recipe import NaturalGradient, prior_of
+from afterfit.methods.natural_gradient.update import Combination, Rates, Shares, next_diagonal
+from afterfit.precision import CORE
+from afterfit.rows.factored import Factored, joined
+from afterfit.seeds import Seed, normals
+
+Noise = Mapping[str, Tensor]
+"""Tile -> standard normals over the root of D, (S, p)."""
+
+
+class StepRows:
+    """The rows of a whole step in a shard."""
+
+    def __init__(self, runs: Sequence[State], tiles: Sequence[Tile]) -> None:
+        self._stretches = joined(runs, tiles)
+        self._of: dict[str, list[tuple[slice, Factored]]] = {tile.name: [] for tile in tiles}
+        for stretch in self._stretches:
+            for piece, made in stretch.parts:
+                self._of[piece.tile].append((piece.place, made))
+
+    def of(self, tile: Tile) -> Sequence[tuple[slice, Factored]]:
+        """Places in a tile, and the rows there."""
+        return self._of[tile.name]
+
+    def gram(self, num_rows: int) -> Tensor:
+        """G^T G, (X, X) in float64."""
+        total_XX = torch.zeros(num_rows, num_rows, dtype=CORE)
+        for stretch in self._stretches:
+            for made in stretch.grams:
+                total_XX += made.gram().to(total_XX)
+        return total_XX
+
+
+class Shard:
+    """Works on the tensors of a state, which it replaces."""
+
+    def __init__(self, recipe: NaturalGradient, tiles: Sequence[Tile], state: dict[str, Tensor]) -> None:
+        self.recipe = recipe
+        self.tiles = tiles
+        self.state = state
+
+    # Draws.
+
+    def noise(self, seed: Seed) -> Noise:
+        """Named by draw and tile."""
+        made = {}
+        for tile in self.tiles:
+            diagonal_p = self._of("diagonal", tile)
+            drawn = [
+                normals(seed.child(draw, tile.name), tile.size, dtype=diagonal_p.dtype)
+                for draw in range(self.recipe.draws_per_step)
+            ]
+            made[tile.name] = torch.stack(drawn).to(diagonal_p.device) * diagonal_p.rsqrt()
+        return made
+
+    def sketch(self, noise: Noise) -> Tensor:
+        """V^T e = U^T D^-1/2 e, (L, S) in float64."""
+        total_LS = torch.zeros(self.recipe.rank, self.recipe.draws_per_step, dtype=CORE)
+        for tile in self.tiles:
+            total_LS += (self._factor(tile) @ noise[tile.name].T).to(total_LS)
+        return total_LS
+
+    def drawn(self, noise: Noise, mixed_LS: Tensor, chosen: Sequence[int]) -> State:
+        """The weights at some draws, tile -> (..., p): mean + D^-1/2 e + D^-1 U M."""
+        made = {}
+        for tile in self.tiles:
+            factor_Lp, draws = self._factor(tile), list(chosen)
+            moved_Sp = mixed_LS[:, draws].T.to(factor_Lp) @ factor_Lp / self._of("diagonal", tile)
+            made[tile.name] = self._of("mean", tile) + noise[tile.name][draws] + moved_Sp
+        return made
+
+    # The precision.
+
+    def rows(self, runs: Sequence[State]) -> StepRows:
+        """Of the step, in each tile."""
+        return StepRows(runs, self.tiles)
+
+    def grams(self, rows: StepRows, num_rows: int) -> State:
+        """U^T G and G^T G in float64."""
+        cross_LX = torch.zeros(self.recipe.rank, num_rows, dtype=CORE)
+        for tile in self.tiles:
+            factor_Lp = self._factor(tile)
+            for place, made in rows.of(tile):
+                cross_LX += made.times(factor_Lp[:, place]).T.to(cross_LX)
+        return {"cross": cross_LX, "gradients": rows.gram(num_rows)}
+
+    def image(self, rows: StepRows, columns_nk: Tensor, shares: Shares) -> Tensor:
+        """This shard's part of A^T A times some columns, (L + X, k) in float64."""
+        kept, taken, rank = shares.kept**0.5, shares.taken**0.5, self.recipe.rank
+        total_nk = torch.zeros_like(columns_nk)
+        for tile in self.tiles:
+            factor_Lp = self._factor(tile)
+            image_kp = (kept * columns_nk[:rank]).T.to(factor_Lp) @ factor_Lp
+            for place, made in rows.of(tile):
+                made.transpose_times((taken * columns_nk[rank:]).T.to(factor_Lp), image_kp[:, place])
+                total_nk[rank:] += taken * made.times(image_kp[:, place]).to(total_nk)
+            total_nk[:rank] += kept * (factor_Lp @ image_kp.T).to(total_nk)
+        return total_nk
+
+    def move_precision(self, rows: StepRows, combination: Combination, rates: Rates) -> State:
+        """U and D to the next step's; the momentum takes the data's gradient in.
+
+        Returns:
+            Parts of V^T V and V^T w for the new V, w = D^-1/2 (gradient of the mean); the smallest of D; and the
+            largest part of a weight's precision that rounding has added to it.
+        """
+        rank = self.recipe.rank
+        gram_LL, solved_L1 = torch.zeros(rank, rank, dtype=CORE), torch.zeros(rank, 1, dtype=CORE)
+        smallest, added = [], []
+        for tile in self.tiles:
+            least, most = self._move(tile, rows.of(tile), combination, rates)
+            smallest.append(least)
+            added.append(most)
+            factor_Lp, diagonal_p = self._factor(tile), self._of("diagonal", tile)
+            whitened_Lp = factor_Lp * diagonal_p.rsqrt()
+            gram_LL += (whitened_Lp @ whitened_Lp.T).to(gram_LL)
+            solved_L1 += (factor_Lp @ (self._slope(tile) / diagonal_p)[:, None]).to(solved_L1)
+        ends = {"smallest": smallest, "added": added}
+        return {"gram": gram_LL, "solved": solved_L1} | {
+            name: torch.tensor(of, dtype=CORE) for name, of in ends.items()
+        }
+
+    def _move(
+        self, tile: Tile, rows: Sequence[tuple[slice, Factored]], combination: Combination, rates: Rates
+    ) -> tuple[float, float]:
+        shares, momentum = rates.shares, self.recipe.momentum
+        factor_Lp, diagonal_p = self._factor(tile), self._of("diagonal", tile)
+        before_p = shares.kept * _squares(factor_Lp)
+        next_Lp = combination.of_factor_LL.T.to(factor_Lp) @ factor_Lp
+        of_rows_LX = combination.of_gradients_XL.T.to(factor_Lp)
+        of_mean_1X = torch.full_like(of_rows_LX[:1], rates.weight)
+        gradient_1p = torch.zeros_like(diagonal_p)[None]
+        for place, made in rows:
+            before_p[place] += shares.taken * made.squares()
+            made.transpose_times(of_rows_LX, next_Lp[:, place])
+            made.transpose_times(of_mean_1X, gradient_1p[:, place])
+        after_p = _squares(next_Lp)
+        next_p = next_diagonal(diagonal_p, before_p, after_p, self._prior(tile), rates.precision)
+        self.state[f"factor/{tile.name}"] = next_Lp.T
+        self.state[f"diagonal/{tile.name}"] = next_p
+        self.state[f"momentum/{tile.name}"] = momentum * self._of("momentum", tile) + (1 - momentum) * gradient_1p[0]
+        return float(next_p.min()), float(((after_p - before_p) / (after_p + next_p)).max().clamp_min(0))
+
+    # The mean.
+
+    def move_mean(self, coefficients_L1: Tensor, rates: Rates) -> None:
+        """By the step size times the inverse precision times the gradient; coefficients: C V^T w."""
+        for tile in self.tiles:
+            factor_Lp = self._factor(tile)
+            moved_p = self._slope(tile) + (coefficients_L1.T.to(factor_Lp) @ factor_Lp)[0]
+            self.state[f"mean/{tile.name}"] = self._of("mean", tile) + rates.mean * moved_p / self._of("diagonal", tile)
+
+    def _slope(self, tile: Tile) -> Tensor:
+        """Momentum - prior times mean, (p,)."""
+        return self._of("momentum", tile) - self._prior(tile) * self._of("mean", tile)
+
+    # What is known of the Gaussian.
+
+    def evidence(self, core: Core) -> State:
+        """This shard's part of the divergence, and of the log determinant."""
+        divergence, log_det = torch.zeros(2, dtype=CORE)
+        for tile in self.tiles:
+            diagonal_p = self._of("diagonal", tile)
+            whitened_pL = (self._factor(tile) * diagonal_p.rsqrt()).T
+            variances_p = variances(whitened_pL, diagonal_p, core.solve)
+            divergence += divergence_part(self._of("mean", tile), variances_p, self._prior(tile)).cpu()
+            log_det += diagonal_p.to(CORE).log().sum().cpu()
+        return {"divergence": divergence, "log_det": log_det}
+
+    def _of(self, family: str, tile: Tile) -> Tensor:
+        return self.state[f"{family}/{tile.name}"]
+
+    def _factor(self, tile: Tile) -> Tensor:
+        """U^T, (L, p), contiguous: a copy only of what was just read from the store."""
+        return self.state[f"factor/{tile.name}"].T.contiguous()
+
+    def _prior(self, tile: Tile) -> Tensor:
+        like = self._of("diagonal", tile)
+        return prior_of(self.recipe, tile, like.dtype).to(like.device)
+
+
+def _squares(factor_Lp: Tensor) -> Tensor:
+    """Of each column's length, (p,); ten times faster than `vector_norm` along the short dimension."""
+    return factor_Lp.square().sum(dim=0)

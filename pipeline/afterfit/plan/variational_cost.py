@@ -1,0 +1,72 @@
+"""What the stages of a variational fit will cost; see `cost`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from afterfit.algebra import Unit
+from afterfit.plan.counted import CORE_BYTES, Counted
+from afterfit.plan.sizes import Sizes
+from afterfit.rows.counts import Counts
+
+KEPT_FAMILIES = 3
+"""Besides U: D, the mean and the momentum."""
+
+
+def _natural_gradient(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    weights, rank = float(sizes.num_weights), recipe.rank
+    epochs = recipe.schedule(sizes.num_examples("train"))
+    rows = min(recipe.batch_size, sizes.num_examples("train")) * recipe.draws_per_step
+    passes = 3 * sizes.forward(sizes.num_examples("train")) * recipe.draws_per_step * recipe.epochs
+    gram, held = _gram(rows, sizes)
+    update = gram + weights * (4 * rows * rank + 2 * rows + 8 * rank**2)
+    core = CORE_BYTES * 4.0 * (rank + rows) ** 2
+    state = weights * (rank + KEPT_FAMILIES) * sizes.state_bytes
+    drawn = weights * recipe.draws_per_step * sizes.state_bytes
+    return Counted(
+        passes + epochs.num_steps * update,
+        2 * state + 2 * drawn + held + core,
+        weights * (rank + 2) * sizes.state_bytes,
+        is_budgeted=False,
+        device_bytes=2 * state + 2 * drawn + held,
+    )
+
+
+def _gram(num_rows: int, sizes: Sizes) -> tuple[float, float]:
+    """FLOPs of G^T G, and bytes of what the gradients are held as: factors where a layer sees one position."""
+    coverage = sizes.request.coverage
+    flops, numbers, known = 0.0, 0.0, 0
+    for counts in () if coverage is None else coverage.counts:
+        each = _factors(counts) or counts.size
+        flops += 2.0 * num_rows**2 * each
+        numbers += float(num_rows) * each
+        known += counts.size
+    rest = max(sizes.num_weights - known, 0)
+    return flops + 2.0 * num_rows**2 * rest, (numbers + float(num_rows) * rest) * sizes.state_bytes
+
+
+def _factors(counts: Counts) -> int:
+    """Numbers of the two factors of a row that is one outer product; none where it is not."""
+    if counts.crossed is None or counts.made != counts.size or not counts.crossed:
+        return 0
+    outputs = counts.crossed
+    return min(counts.size, outputs + counts.size // outputs)
+
+
+def _gaussian_draws(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    rank, columns = sizes.num_features, recipe.num
+    widest = max(tile.size for tile in sizes.layout)
+    work = 2.0 * 2.0 * sizes.num_weights * (rank**2 + 2 * rank * columns)
+    held = CORE_BYTES * (2.0 * widest * (rank + 2 * columns) + rank * (rank + 3 * columns))
+    return Counted(work, held, float(sizes.num_weights * columns * sizes.state_bytes))
+
+
+def _collect_gaussian(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    return Counted(0.0, 0.0, 0.0)
+
+
+VARIATIONAL_COSTS: Final[Mapping[str, Callable[[Any, Sequence[Unit], Sizes], Counted]]] = {
+    "NaturalGradient": _natural_gradient,
+    "GaussianDraws": _gaussian_draws,
+    "CollectGaussian": _collect_gaussian,
+}
+"""As `COSTS`."""
