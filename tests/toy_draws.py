@@ -24,6 +24,7 @@ class ToyDraws(Frozen):
     """
 
     posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
+    narrower: ClassVar[str] = "lower `method.scale`"
     name: Literal["toy_draws"] = "toy_draws"
     num_draws: int = 6
     """S."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Cursor, State
-from afterfit.linalg.low_rank import Core, spread, whitened
-from afterfit.methods.natural_gradient.update import Shares, combination, next_diagonal, truncated
+from afterfit.linalg.low_rank import Core, leading, spread, whitened
+from afterfit.methods.natural_gradient.update import Shares, combination, next_diagonal
+from afterfit.precision import CORE
 from gradient_columns import Columns, Network
 from replica_likelihoods import Likelihood
 from replicas import Batch, Noise, Replicas
@@ -172,3 +173,14 @@ class Slang:
         before_RP = shares.kept * factor_RPL.square().sum(dim=-1) + shares.taken * columns.squares()
         after_RP = next_RPL.square().sum(dim=-1)
         return next_RPL, next_diagonal(posterior.diagonal_RP, before_RP, after_RP, self.prior_RP, beta)
+
+
+def truncated(square_PP: Tensor, rank: int) -> Tensor:
+    """U' (..., P, L) from A A^T itself: for fewer weights than A has columns.
+
+    Cost: an eigenproblem of size P in float64.
+    """
+    wide_PP = square_PP.to(CORE)
+    vectors_PL = leading(wide_PP, rank)
+    values_L = (vectors_PL * (wide_PP @ vectors_PL)).sum(dim=-2, keepdim=True)
+    return (vectors_PL * values_L.clamp_min(0).sqrt()).to(square_PP)

@@ -217,6 +217,7 @@ def test_what_was_interrupted_is_kept_and_the_same_command_goes_on(monkeypatch):
 
 
 def test_a_posterior_that_hurts_is_noted():
+    from afterfit import Ella, NullSpace, Slang
     from afterfit.plan.run import warnings_of
 
     table = pa.table(
@@ -227,14 +228,15 @@ def test_a_posterior_that_hurts_is_noted():
             "value": [0.9, 0.30, 0.89, 0.31],
         }
     )
-    notes = list(warnings_of(table))
+    notes = list(warnings_of(table, Ella(num_landmarks=4, num_features=2)))
     assert len(notes) == 2
     assert "lowers the accuracy from 0.9000 to 0.8900" in notes[0]
     assert "NLL is 0.3100 nats, and the network's 0.3000" in notes[1]
     better = table.set_column(3, "value", pa.array([0.9, 0.30, 0.896, 0.30001]))
-    assert list(warnings_of(better)) == []
-    for kind, remedy in (("subspace", "raise `method.prior_precision`"), ("draws", "lower `method.scale`")):
-        assert all(remedy in note for note in warnings_of(table, kind))  # type: ignore[arg-type]
+    assert list(warnings_of(better, Slang())) == []
+    remedies = {Slang: "raise `method.prior_precision`", NullSpace: "lower `method.scale`"}
+    for method, remedy in remedies.items():
+        assert all(remedy in note for note in warnings_of(table, method()))
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,10 @@ class InParts:
     def newest(self) -> Saved:
         """See `Saves.newest`. What was saved of a step that not all members got to is dropped first."""
         if self.assembly.is_leader:
-            joined = {place for place in self.store.places(self.place) if place.count("/") == self.place.count("/") + 1}
-            parts = {place.rpartition("/")[0] for place in self.store.places(self.place)} - {self.place}
-            for place in parts - joined:
+            there = self.store.places(self.place)
+            joined = {place for place in there if place.count("/") == self.place.count("/") + 1}
+            parts = {place.rpartition("/")[0] for place in there} - {self.place}
+            for place in sorted(parts - joined):
                 self.store.drop(place)
         self.assembly.wait()
         found = _agreed(self, self._holds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
@@ -14,13 +15,16 @@ from afterfit.methods.natural_gradient.recipe import NaturalGradient
 from afterfit.methods.natural_gradient.sampled import GaussianDraws
 from afterfit.methods.projection.chunk import chunked
 from afterfit.methods.projection.problem import draws_together
-from afterfit.network.likelihoods import Likelihood
+from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Declaration, Outline
 
 OVERSAMPLING = 10
 """Probes of a sketch to start from, beyond its rank."""
 LANDMARKS = 10
 """Rows of the NTK to start from, for each of its features."""
+
+
+BIASES = (("*bias", 1e-6),)
 
 
 class Slang(Frozen):
@@ -31,7 +35,8 @@ class Slang(Frozen):
     """
 
     name: Literal["slang"] = "slang"
-    posterior: ClassVar[Literal["draws"]] = "draws"
+    posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
+    narrower: ClassVar[str] = "raise `method.prior_precision`"
     scale: ClassVar[float] = 1.0  # draws are displacements as they are
     loss: ClassVar[None] = None
     rank: int = Field(5, gt=0)
@@ -54,7 +59,7 @@ class Slang(Frozen):
     """D before the first step; below 1 the steps may be too long."""
     prior_precision: Positive = 1.0
     """Of the weights that `group_precisions` does not name."""
-    group_precisions: tuple[tuple[str, Positive], ...] = (("*bias", 1e-6),)
+    group_precisions: tuple[tuple[str, Positive], ...] = BIASES
     """Pairs of a glob of weight names and their prior precision; the last one that matches counts."""
     noise_ramp: Positive | None = None
     """Noise precision of a regression at the first step; it rises to its own over the first half of the steps. One that
@@ -85,6 +90,11 @@ class Slang(Frozen):
             raise ConfigError(f"`precision_rate` is {self.precision_rate:g}; a step must keep some precision: below 1.")
         if self.rates[1] >= 1:
             raise ConfigError(f"`learning_rate` is {self.learning_rate:g}; set `precision_rate` below 1.")
+        if self.start == "ella" and self.rank > num_examples * num_outputs:
+            raise ConfigError(
+                f"`rank` is {self.rank}, above the {num_examples * num_outputs} outputs of all training examples, "
+                "which `start: ella` takes its columns from; lower it."
+            )
         smallest = num_examples // -(-num_examples // self.batch_size)
         if smallest * self.draws_per_step < self.num_slices:
             raise ConfigError(
@@ -100,6 +110,7 @@ class Slang(Frozen):
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """The fit, after what it starts from, and draws by chunks."""
+        self._check_meaning(likelihood, outline)
         declared = self._before(likelihood, outline)
         inputs = {role: role for role in ("basis", "curvature") if role in declared}
         declared["variational"] = Declaration(recipe=self._fit(likelihood), inputs=inputs, data=("train",))
@@ -108,13 +119,32 @@ class Slang(Frozen):
             declared[f"draws-{chunk.start:05d}"] = Declaration(recipe=recipe, inputs={"fitted": "variational"})
         return declared
 
+    def _check_meaning(self, likelihood: Likelihood, outline: Outline) -> None:
+        """Noise has to be known, and every glob has to name something."""
+        if not isinstance(likelihood, Gaussian):
+            if self.noise_ramp is not None:
+                raise ConfigError(f"The {likelihood.name} likelihood has no noise; remove `method.noise_ramp`.")
+        elif likelihood.noise_variance is None and self.start == "network":
+            raise ConfigError(
+                "SLANG needs the noise variance of a regression, since the residuals of a network that is not fitted "
+                "yet do not tell it; set `likelihood.noise_variance`, in squared units of the target."
+            )
+        names = [block.name for block in outline.layout.blocks]
+        for glob, _ in self.group_precisions if self.group_precisions != BIASES else ():
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise ConfigError(
+                    f"The pattern {glob!r} in `group_precisions` chooses no weights; they are named like "
+                    f"{', '.join(names[:3])}."
+                )
+
     def _before(self, likelihood: Likelihood, outline: Outline) -> dict[str, Declaration]:
         """Leading eigenvectors of the GGN, where the fit starts from them."""
         if self.start == "network":
             return {}
         rank, seed = self.rank, self.seed
         if self.start == "ella":
-            method = Ella(num_landmarks=LANDMARKS * rank, num_features=rank, seed=seed)
+            num_rows = outline.num_examples("train") * outline.num_outputs
+            method = Ella(num_landmarks=min(LANDMARKS * rank, num_rows), num_features=rank, seed=seed)
         else:
             method = GgnNystrom(num_probes=rank + OVERSAMPLING, rank=rank, num_samples=None, seed=seed)
         return {name: replace(each, extended_by=None) for name, each in method.stages(likelihood, outline).items()}

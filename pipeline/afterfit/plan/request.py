@@ -28,6 +28,9 @@ class Method(Protocol):
     posterior: ClassVar[PosteriorKind]
     """What its stages end in, and so what follows them."""
 
+    narrower: ClassVar[str]
+    """How its posterior is made narrower, for people: "raise ..."."""
+
     @property
     def name(self) -> str:
         """Its name in the table."""

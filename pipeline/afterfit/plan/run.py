@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from afterfit.plan.fitted import FitRecord
 from afterfit.plan.log import Display, Silent, StageLog, figures_of
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.record import RunRecord, read_record
-from afterfit.plan.request import FitRequest, PosteriorKind
+from afterfit.plan.request import FitRequest, Method
 from afterfit.plan.resolve import request_of
 from afterfit.plan.shortage import Asker, Shortage, opening, shortages, within_memory
 from afterfit.plan.stage import Stage
@@ -29,12 +29,6 @@ WORSE_ACCURACY = 0.005
 """Loss of accuracy that is worth a warning: Monte Carlo draws alone flip a few examples in a thousand."""
 DIGITS = 4
 """Of an NLL, in nats, as tables print it; what looks equal is not called worse."""
-
-NARROWER: Final[Mapping[PosteriorKind, str]] = {
-    "subspace": "raise `method.prior_precision`",
-    "draws": "lower `method.scale`",
-}
-"""How a posterior is made narrower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +161,7 @@ def _attempt(prepared: Prepared, where: Where, display: Display | None) -> Outco
         notes=[
             *notes,
             *(note for one in ran.values() for note in notes_of(one.artifact)),
-            *warnings_of(scores, prepared.request.method.posterior),
+            *warnings_of(scores, prepared.request.method),
         ],
     )
 
@@ -266,11 +260,10 @@ def notes_of(artifact: StoredArtifact) -> Sequence[str]:
     return artifact.facts.get("notes", ())
 
 
-def warnings_of(scores: pa.Table | None, kind: PosteriorKind = "subspace") -> Iterator[str]:
+def warnings_of(scores: pa.Table | None, method: Method) -> Iterator[str]:
     """A sentence for each data set on which the posterior is worse than the network alone."""
     if scores is None:
         return
-    remedy = NARROWER[kind]
     of = {(row["dataset"], row["metric"], row["predictor"]): row["value"] for row in scores.to_pylist()}
     for dataset, metric, predictor in of:
         if predictor != "map" or (dataset, metric, "posterior") not in of:
@@ -278,13 +271,12 @@ def warnings_of(scores: pa.Table | None, kind: PosteriorKind = "subspace") -> It
         before, after = of[dataset, metric, "map"], of[dataset, metric, "posterior"]
         if metric == "accuracy" and after < before - WORSE_ACCURACY:
             yield (
-                f"On {dataset} the posterior lowers the accuracy from {before:.4f} to {after:.4f}: "
-                f"{remedy}, or let it be chosen by validation."
+                f"On {dataset} the posterior lowers the accuracy from {before:.4f} to {after:.4f}: {method.narrower}."
             )
         if metric == "nll" and round(after, DIGITS) > round(before, DIGITS):
             yield (
                 f"On {dataset} the posterior's NLL is {after:.4f} nats, and the network's {before:.4f}: "
-                f"check that the validation data are like these, or {remedy}."
+                f"check that the validation data are like these, or {method.narrower}."
             )
 
 

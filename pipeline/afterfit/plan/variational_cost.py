@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from afterfit.algebra import Unit
+from afterfit.methods.natural_gradient.truncation import OVERSAMPLING, POWERS
 from afterfit.plan.counted import CORE_BYTES, Counted
 from afterfit.plan.sizes import Sizes
 from afterfit.rows.counts import Counts
 
+EIGEN_FLOPS = 2 * 4 / 3
+"""Of some leading eigenvectors in float64, times n^3; a core does half as many of these a second."""
 KEPT_FAMILIES = 3
 """Besides U: D, the mean and the momentum."""
 
@@ -18,8 +21,13 @@ def _natural_gradient(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Count
     rows = min(recipe.batch_size, sizes.num_examples("train")) * recipe.draws_per_step
     passes = 3 * sizes.forward(sizes.num_examples("train")) * recipe.draws_per_step * recipe.epochs
     gram, held = _gram(rows, sizes)
-    update = gram + weights * (4 * rows * rank + 2 * rows + 8 * rank**2)
-    core = CORE_BYTES * 4.0 * (rank + rows) ** 2
+    update = weights * (2 * rows * (rank + 1) + 2 * rows + 6 * rank**2)  # U', squares and the mean gradient
+    if recipe.truncation == "exact":
+        update += gram + 2.0 * weights * rows * rank + EIGEN_FLOPS * float(rank + rows) ** 3
+        core = CORE_BYTES * 4.0 * (rank + rows) ** 2
+    else:
+        update += (POWERS + 1) * 4.0 * weights * (rank + rows) * (rank + OVERSAMPLING)
+        core = CORE_BYTES * 4.0 * (rank + rows) * (rank + OVERSAMPLING)
     state = weights * (rank + KEPT_FAMILIES) * sizes.state_bytes
     drawn = weights * recipe.draws_per_step * sizes.state_bytes
     return Counted(

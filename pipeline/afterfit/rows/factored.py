@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from afterfit.algebra import State
 from afterfit.layout import Tile
 from afterfit.precision import CORE
 from afterfit.rows.protocol import Rows
@@ -92,9 +91,8 @@ class Outer:
         into_krc = into_kp.unflatten(1, (self.left_Xr.shape[1], -1))
         for part in self._parts(len(weights_kX)):
             mixed_krX = self.left_Xr[:, part].T * weights_kX[:, None]
-            into_krc[:, part] = torch.baddbmm(
-                into_krc[:, part], mixed_krX, self.right_Xc.expand(len(mixed_krX), -1, -1)
-            )
+            target_krc = into_krc[:, part]
+            torch.baddbmm(target_krc, mixed_krX, self.right_Xc.expand(len(mixed_krX), -1, -1), out=target_krc)
 
     def squares(self) -> Tensor:
         """See `Factored`. Cost: X p."""
@@ -145,7 +143,7 @@ def stretches(tiles: Sequence[Tile]) -> list[Stretch]:
     return [Stretch(block, tuple(pieces)) for block, pieces in found.items()]
 
 
-def factors_of(rows: Rows, tiles: Sequence[Tile]) -> State:
+def factors_of(rows: Rows, tiles: Sequence[Tile]) -> dict[str, Tensor]:
     """Of rows with one cotangent: "<block>/left" and ".../right" where two factors take fewer numbers.
 
     Else "<block>/<tile>", the rows themselves. All have X first.
@@ -177,8 +175,8 @@ class Joined(NamedTuple):
     parts: tuple[tuple[Piece, Factored], ...]
 
 
-def joined(runs: Sequence[State], tiles: Sequence[Tile]) -> list[Joined]:
-    """The rows of all runs, one after another, in each stretch of some tiles.
+def joined(runs: Sequence[dict[str, Tensor]], tiles: Sequence[Tile]) -> list[Joined]:
+    """The rows of all runs, one after another, in each stretch of some tiles. What is joined is taken out of the runs.
 
     Args:
         runs: of `factors_of`, for other examples or other weights.
@@ -187,10 +185,10 @@ def joined(runs: Sequence[State], tiles: Sequence[Tile]) -> list[Joined]:
     return [_joined(runs, stretch) for stretch in stretches(tiles)]
 
 
-def _joined(runs: Sequence[State], stretch: Stretch) -> Joined:
+def _joined(runs: Sequence[dict[str, Tensor]], stretch: Stretch) -> Joined:
     names = [f"{stretch.block}/{side}" for side in ("left", "right")]
     if all(names[0] in run for run in runs):
-        left_Xr, right_Xc = (torch.cat([run[name] for run in runs]) for name in names)
+        left_Xr, right_Xc = (torch.cat([run.pop(name) for run in runs]) for name in names)
         parts = [
             (piece, Outer(left_Xr[:, piece.start - stretch.start : piece.stop - stretch.start], right_Xc))
             for piece in stretch.pieces
@@ -200,9 +198,9 @@ def _joined(runs: Sequence[State], stretch: Stretch) -> Joined:
     return Joined(tuple(rows for _, rows in made), tuple(made))
 
 
-def _explicit(run: State, stretch: Stretch, piece: Piece) -> Tensor:
+def _explicit(run: dict[str, Tensor], stretch: Stretch, piece: Piece) -> Tensor:
     name = f"{stretch.block}/{piece.tile}"
     if name in run:
-        return run[name]
+        return run.pop(name)
     left_Xr = run[f"{stretch.block}/left"][:, piece.start - stretch.start : piece.stop - stretch.start]
     return (left_Xr[:, :, None] * run[f"{stretch.block}/right"][:, None]).flatten(1)

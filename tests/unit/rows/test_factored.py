@@ -69,7 +69,9 @@ def test_factors_of_some_runs_and_rows_of_others_are_joined_as_rows():
     network = Network(torch.nn.Linear(30, 20).eval())
     factored = factors_of(TapeBackend(network).rows(_batch(4, 30), slopes), network.layout.tiles)
     explicit = factors_of(FunctionalBackend(network).rows(_batch(4, 30), slopes), network.layout.tiles)
-    mixed, whole = (joined(runs, network.layout.tiles)[0] for runs in ([factored, explicit], [explicit, explicit]))
+    mixed, whole = (
+        joined(list(map(dict, runs)), network.layout.tiles)[0] for runs in ([factored, explicit], [explicit, explicit])
+    )
     torch.testing.assert_close(mixed.grams[0].gram(), whole.grams[0].gram())
 
 

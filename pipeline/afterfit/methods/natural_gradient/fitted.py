@@ -16,8 +16,8 @@ from afterfit.precision import CORE
 
 LEAST_DIAGONAL = 1e-3
 """Of D, below which the mean soon takes steps that are too long."""
-LEAST_GAIN = 1e-4
-"""Nats an example; where the log density rose by less from the first epoch to the last, the mean did not move."""
+LEAST_WAY = 0.01
+"""Of the mean's length; where all steps together were shorter, the mean hardly moved."""
 
 
 def fitted(state: State, progress: pa.Table, bench: Workbench) -> Result:
@@ -37,7 +37,7 @@ def fitted(state: State, progress: pa.Table, bench: Workbench) -> Result:
     family = f"mean_{str(bench.network.dtype).removeprefix('torch.')}"
     families[family] = _blocks(state, layout, bench.network.dtype)
     entries |= {block.name: [family, list(block.shape)] for block in layout.blocks}
-    notes = list(_notes(facts["smallest_diagonal"], _known(progress, "log_density")))
+    notes = list(notes_of(facts["smallest_diagonal"], sum(_known(progress, "moved"))))
     return Result(tensors=families, facts={**facts, "state": entries, "notes": notes})
 
 
@@ -69,16 +69,22 @@ def _blocks(state: State, layout: Layout, dtype: torch.dtype) -> Iterator[tuple[
                 parts = []
 
 
-def _notes(smallest: float, densities: list[float]) -> Iterator[str]:
+def notes_of(smallest: float, way: float) -> Iterator[str]:
+    """What people should know of a precision that collapsed, or of a mean that stayed where it was.
+
+    Args:
+        smallest: of D, at any step.
+        way: all steps of the mean together, in parts of its length.
+    """
     if smallest < LEAST_DIAGONAL:
         yield (
             f"The smallest precision on the diagonal fell to {smallest:.1e}, where steps are too long: lower "
-            "`method.learning_rate` and `method.precision_rate`, or raise `method.initial_precision`."
+            "`method.learning_rate` and `method.precision_rate`, or raise `method.initial_precision`, or the prior "
+            "precision of the group by `method.group_precisions`."
         )
-    tenth = max(1, len(densities) // 10)
-    first, last = (sum(part) / tenth for part in (densities[:tenth], densities[-tenth:]))
-    if abs(last - first) < LEAST_GAIN:
+    if way < LEAST_WAY:
         yield (
-            f"The log density went from {first:.4g} to {last:.4g} nats an example: the mean hardly moved. Raise "
-            "`method.learning_rate`, or start a regression from a low noise precision with `method.noise_ramp`."
+            f"All steps together moved the mean by {way:.1e} of its length: the fit is frozen. Raise "
+            "`method.learning_rate`, lower `method.initial_precision`, or let a regression start from a low noise "
+            "precision with `method.noise_ramp`."
         )

@@ -24,9 +24,9 @@ class Passed(NamedTuple):
     factors: Sequence[State]  # of the gradients, for each run of tiles: "<run of rows>/..."
 
 
-def runs_of(states: Sequence[State]) -> list[State]:
+def runs_of(states: Sequence[State]) -> list[dict[str, Tensor]]:
     """The runs of rows of all slices, one after another, from the factors that each gave for a run of tiles."""
-    runs: list[State] = []
+    runs: list[dict[str, Tensor]] = []
     for state in states:
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in state.items():

@@ -110,11 +110,17 @@ class Shards:
 
 
 def prior_of(recipe: NaturalGradient, tile: Tile, dtype: torch.dtype) -> Tensor:
-    """Prior precision of each weight of a tile, (P_tile,): the last group whose glob its block's name matches."""
-    pieces = []
-    for piece in tile.pieces:
-        precision = recipe.prior_precision
-        for glob, of_group in recipe.group_precisions:
-            precision = of_group if fnmatchcase(piece.block, glob) else precision
-        pieces.append(torch.full((piece.size,), precision, dtype=dtype))
-    return torch.cat(pieces)
+    """Prior precision of the weights of a tile, (P_tile,), or () where all have the same.
+
+    That of the last group whose glob the block's name matches.
+    """
+    precisions = [_precision(recipe, piece.block) for piece in tile.pieces]
+    if len(set(precisions)) == 1:
+        return torch.tensor(precisions[0], dtype=dtype)
+    pieces = zip(tile.pieces, precisions, strict=True)
+    return torch.cat([torch.full((piece.size,), precision, dtype=dtype) for piece, precision in pieces])
+
+
+def _precision(recipe: NaturalGradient, block: str) -> float:
+    matching = [of_group for glob, of_group in recipe.group_precisions if fnmatchcase(block, glob)]
+    return matching[-1] if matching else recipe.prior_precision

@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Gang, Progress, Result, State, Stop
-from afterfit.errors import DataError, NumericalError
+from afterfit.errors import DataError, NetworkError, NumericalError
 from afterfit.layout import Tile
 from afterfit.lazy import LazyMapping
 from afterfit.linalg.low_rank import Core, leading
 from afterfit.methods.natural_gradient.fitted import fitted
 from afterfit.methods.natural_gradient.passes import DrawnPasses, pairs_of, runs_of
 from afterfit.methods.natural_gradient.recipe import NaturalGradient, Shards
-from afterfit.methods.natural_gradient.shard import Shard
+from afterfit.methods.natural_gradient.shard import Buffers, Shard
 from afterfit.methods.natural_gradient.truncation import exact, randomised
 from afterfit.methods.natural_gradient.update import Rates
 from afterfit.network.workbench import Workbench, bound_likelihood
 from afterfit.precision import CORE
 from afterfit.seeds import Seed
 
+TINY = torch.finfo(CORE).tiny
 SHARDED = ("factor", "diagonal", "mean", "momentum")
 """Families of the state that a shard's worker holds alone."""
 
@@ -39,6 +40,11 @@ class NaturalGradientSteps:
     def __init__(self, recipe: NaturalGradient, bench: Workbench):
         self.recipe = replace(recipe, likelihood=bound_likelihood(recipe.likelihood, bench))
         self.bench = bench
+        if bench.network.away:
+            raise NetworkError(
+                "SLANG draws all chosen weights, which have to be in memory; load the network without offloading, or "
+                "choose fewer with `network.choose`."
+            )
         examples = bench.data("train")
         recipe.likelihood.check(examples.targets(), bench.num_outputs)
         self.epochs = recipe.schedule(examples.num_examples)
@@ -52,6 +58,7 @@ class NaturalGradientSteps:
         self.shards = Shards(bench.layout, recipe.num_slices)
         self.seed = Seed(recipe.seed, ("slang",))
         self.has_start = recipe.has_start
+        self._buffers = Buffers()
         self.dtype = torch.float64 if bench.state_bytes == CORE.itemsize else torch.float32
 
     @cached_property
@@ -113,16 +120,16 @@ class NaturalGradientSteps:
         return network.layout.cut(network.weights, tile).to("cpu", self.dtype)
 
     def step(self, state: State, number: int, gang: Gang) -> tuple[State, Progress]:
-        """One step of the precision, and one of the mean by the new precision.
+        """One step of the precision, and one of the mean by the new precision. Reuses the memory of the state.
 
         Raises:
             NumericalError: if a density or a gradient is not finite.
         """
-        device = self.bench.network.device
+        recipe, device = self.recipe, self.bench.network.device
         held = {name: tensor if name.startswith("core/") else tensor.to(device) for name, tensor in state.items()}
-        shards = [Shard(self.recipe, self.shards.runs[which], held) for which in gang.mine]
+        shards = [Shard(recipe, self.shards.runs[which], held, self._buffers) for which in gang.mine]
         batch = self.epochs.batch(number)
-        num_rows = len(batch) * self.recipe.draws_per_step
+        num_rows = len(batch) * recipe.draws_per_step
         rates = self._rates(number, num_rows)
         density, runs = self._gradients(shards, Core.of(held["core/gram"]), number, batch, gang)
         rows = [shard.rows(of_shard) for shard, of_shard in zip(shards, runs, strict=True)]
@@ -131,25 +138,26 @@ class NaturalGradientSteps:
                 f"The log density is {density} at step {number}; lower `method.learning_rate` and "
                 "`method.precision_rate`, or raise `method.initial_precision`."
             )
-        if self.recipe.truncation == "exact":
+        if recipe.truncation == "exact":
             cut = exact(shards, rows, rates.shares, held["core/factor"], num_rows, gang)
         else:
-            cut = randomised(shards, rows, rates.shares, num_rows, gang, self.seed.child("truncation", number))
+            seed = self.seed.child("truncation", number)
+            cut = randomised(shards, rows, rates.shares, recipe.rank, num_rows, gang, seed)
         parts = [shard.move_precision(of, cut.combination, rates) for shard, of in zip(shards, rows, strict=True)]
         moved = gang.gather(parts)
         held["core/factor"] = cut.combination.gram_LL
         held["core/gram"] = torch.stack([part["gram"] for part in moved]).sum(dim=0)
         core = Core.of(held["core/gram"])
         coefficients_L1 = core.solve @ torch.stack([part["solved"] for part in moved]).sum(dim=0)
-        for shard in shards:
-            shard.move_mean(coefficients_L1, rates)
+        lengths = gang.sum([shard.move_mean(coefficients_L1, rates) for shard in shards])["lengths"]
         held["core/density"] = held["core/density"] + torch.tensor([density, num_rows], dtype=CORE)
         figures = {
             "log_density": density / num_rows,
             "smallest_diagonal": float(torch.cat([part["smallest"] for part in moved]).min()),
+            "moved": math.sqrt(float(lengths[0]) / max(float(lengths[1]), TINY)),
             "diagonal_added": float(torch.cat([part["added"] for part in moved]).max()),
         }
-        if self.recipe.truncation != "exact":
+        if recipe.truncation != "exact":
             figures["truncation_residual"] = cut.residual
         if (number + 1) % self.epochs.steps_an_epoch == 0:
             figures |= self._evidence(shards, core, held, gang)
@@ -164,16 +172,17 @@ class NaturalGradientSteps:
 
     def _gradients(
         self, shards: Sequence[Shard], core: Core, number: int, batch: Sequence[int], gang: Gang
-    ) -> tuple[float, list[list[State]]]:
+    ) -> tuple[float, list[list[dict[str, Tensor]]]]:
         """The sum of log densities, and for each shard the factors of all rows in its tiles."""
         noises = [shard.noise(self.seed.child(number)) for shard in shards]
         sketches = [{"sketch": shard.sketch(noise)} for shard, noise in zip(shards, noises, strict=True)]
         mixed_LS = core.draw @ gang.sum(sketches)["sketch"]
         slices = range(self.num_slices)
         pairs = [pairs_of(len(batch), self.recipe.draws_per_step, which, self.num_slices) for which in slices]
+        draws = [slice(of_slice[0][0], of_slice[-1][0] + 1) for of_slice in pairs]  # views: nothing is copied here
         sent = [
-            [shard.drawn(noise, mixed_LS, [draw for draw, _ in pairs[to]]) for to in slices]
-            for shard, noise in zip(shards, noises, strict=True)
+            [{name: drawn_Sp[draws[to]] for name, drawn_Sp in drawn.items()} for to in slices]
+            for drawn in (shard.drawn(noise, mixed_LS) for shard, noise in zip(shards, noises, strict=True))
         ]
         likelihood = self.recipe.at(number, self.num_steps)
         passed = []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Gang
+from afterfit.errors import NumericalError
 from afterfit.linalg.low_rank import leading
 from afterfit.methods.natural_gradient.shard import Shard, StepRows
 from afterfit.methods.natural_gradient.update import Combination, Shares, combination, combined
@@ -34,19 +35,25 @@ def exact(
     Cost: X^2 p for explicit rows, X^2 (r + c) for factors, in each tile; an eigenproblem of size L + X.
     """
     grams = gang.sum([shard.grams(of, num_rows) for shard, of in zip(shards, rows, strict=True)])
+    check_finite(grams["gradients"])
     made = combination(factor_LL, grams["cross"], grams["gradients"], shares, len(factor_LL))
     return Truncation(made, 0.0)
 
 
 def randomised(
-    shards: Sequence[Shard], rows: Sequence[StepRows], shares: Shares, num_rows: int, gang: Gang, seed: Seed
+    shards: Sequence[Shard],
+    rows: Sequence[StepRows],
+    shares: Shares,
+    rank: int,
+    num_rows: int,
+    gang: Gang,
+    seed: Seed,
 ) -> Truncation:
     """By subspace iteration with A^T A, of which no entry is formed. Columns stay orthonormal, so nothing is lost.
 
     Cost: 4 P (L + X) (L + 8) multiplications and additions for each of three products.
     Source: Halko, Martinsson, Tropp (2011), arXiv:0909.4061.
     """
-    rank = shards[0].recipe.rank
     size = rank + num_rows
     columns_nk = signs(seed.key(), range(size), min(rank + OVERSAMPLING, size), dtype=CORE)
     image_nk = columns_nk
@@ -55,6 +62,7 @@ def randomised(
             columns_nk = torch.linalg.qr(image_nk if power else columns_nk).Q
         parts = [{"image": shard.image(of, columns_nk, shares)} for shard, of in zip(shards, rows, strict=True)]
         image_nk = gang.sum(parts)["image"]
+        check_finite(image_nk)
     core_kk = columns_nk.mT @ image_nk
     core_kk = (core_kk + core_kk.mT) / 2
     turned_kL = leading(core_kk, rank)
@@ -64,3 +72,16 @@ def randomised(
     largest = values_L.max()
     made = combined(vectors_nL, turned_kL.mT @ core_kk @ turned_kL, rank, shares)
     return Truncation(made, float(worst / largest) if float(largest) > 0 else 0.0)
+
+
+def check_finite(sums: Tensor) -> None:
+    """Refuse to go on with gradients that are not finite.
+
+    Raises:
+        NumericalError: with the remedy.
+    """
+    if not bool(torch.isfinite(sums).all()):
+        raise NumericalError(
+            "A gradient is not finite at the weights that were drawn; lower `method.learning_rate` and "
+            "`method.precision_rate`, or raise `method.initial_precision`."
+        )

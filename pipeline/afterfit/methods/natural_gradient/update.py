@@ -66,17 +66,6 @@ def combined(vectors_nL: Tensor, gram_LL: Tensor, num_factor: int, shares: Share
     return Combination(kept * vectors_nL[..., :num_factor, :], taken * vectors_nL[..., num_factor:, :], gram_LL)
 
 
-def truncated(square_PP: Tensor, rank: int) -> Tensor:
-    """U' (..., P, L) from A A^T itself: for fewer weights than A has columns.
-
-    Cost: an eigenproblem of size P in float64.
-    """
-    wide_PP = square_PP.to(CORE)
-    vectors_PL = leading(wide_PP, rank)
-    values_L = (vectors_PL * (wide_PP @ vectors_PL)).sum(dim=-2, keepdim=True)
-    return (vectors_PL * values_L.clamp_min(0).sqrt()).to(square_PP)
-
-
 def next_diagonal(
     diagonal_P: Tensor, before_P: Tensor, after_P: Tensor, prior_P: Tensor | float, beta: float
 ) -> Tensor:
