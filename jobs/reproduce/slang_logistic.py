@@ -13,7 +13,6 @@ AFTERFIT_DATA names the folder of the data.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,8 +25,9 @@ import places  # noqa: F401  # before everything that it makes importable
 from afterfit.engine import Engine, Work, open_engine
 from afterfit.store.directory import Store, open_store
 from afterfit.store.keys import content_key
-from logistic_table import DATA_SETS, RANKS, DataSet, Printed
+from logistic_table import DATA_SETS, RANKS, DataSet
 from logistic_units import VERSION, FullFits, SlangFits, full_units, slang_units
+from means import above, mean_and_error
 from places import CHECKPOINT_S, RESULTS, RUNS, tell
 from record import Budget, Record, Target, open_record, show
 
@@ -53,26 +53,18 @@ def figures(data: DataSet, full: pa.Table, slang: pa.Table) -> Iterator[tuple[st
     """Of one data set."""
     mine = pc.field("set") == data.name
     for what in MEASURED:
-        yield f"{data.name}_full_{what}", _mean(full.filter(mine), what)[0]
+        yield f"{data.name}_full_{what}", mean_and_error(full.filter(mine), what)[0]
     divergences = []
     for rank in RANKS:
         rows, name = slang.filter(mine & (pc.field("rank") == rank)), f"{data.name}_L{rank}"
-        means = {what: _mean(rows, what) for what in MEASURED}
+        means = {what: mean_and_error(rows, what) for what in MEASURED}
         for what, (mean, error) in means.items():
             yield f"{name}_{what}", mean
             yield f"{name}_{what}_se", error
-        yield f"{name}_elbo_behind", _behind(means["neg_elbo"], data.printed[rank])
+        printed = data.printed[rank]
+        yield f"{name}_elbo_behind", above(means["neg_elbo"], printed.neg_elbo, printed.neg_elbo_error)
         divergences.append(means["kl"][0])
     yield f"{data.name}_kl_rises", float(sum(higher > lower for lower, higher in pairwise(divergences)))
-
-
-def _mean(table: pa.Table, column: str) -> tuple[float, float]:
-    values = table[column].to_numpy()
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def _behind(ours: tuple[float, float], printed: Printed) -> float:
-    return (ours[0] - printed.neg_elbo) / math.hypot(ours[1], printed.neg_elbo_error)
 
 
 def told(name: str, budget: Budget) -> str:

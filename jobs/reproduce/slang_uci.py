@@ -14,7 +14,6 @@ AFTERFIT_DATA names the folder of the data.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,9 +25,10 @@ import places  # noqa: F401  # before everything that it makes importable
 from afterfit.engine import Engine, Work, open_engine
 from afterfit.store.directory import Store, open_store
 from afterfit.store.keys import content_key
+from means import above, mean_and_error
 from places import CHECKPOINT_S, RESULTS, RUNS, tell
 from record import Record, Target, open_record, show
-from uci_table import DATA_SETS, Printed
+from uci_table import DATA_SETS
 from uci_units import VERSION, Choose, Fit, units
 
 NAME = "slang_uci"
@@ -56,23 +56,15 @@ def figures(name: str, scores: pa.Table) -> Iterator[tuple[str, float]]:
     """Of one data set."""
     mine = scores.filter(pc.field("set") == name)
     data = DATA_SETS[name]
-    means = {what: _mean(mine, what) for what in ("rmse", "ll", "ll_joint")}
+    likely = data.log_likelihood
+    means = {what: mean_and_error(mine, what) for what in ("rmse", "ll", "ll_joint")}
     for what, (mean, error) in means.items():
         yield f"{name}_{what}", mean
         if what != "ll_joint":
             yield f"{name}_{what}_se", error
-    yield f"{name}_rmse_behind", _behind(means["rmse"], data.rmse)
-    yield f"{name}_ll_behind", -_behind(means["ll"], data.log_likelihood)
-    yield f"{name}_ll_joint_behind", -_behind(means["ll_joint"], data.log_likelihood)
-
-
-def _mean(table: pa.Table, column: str) -> tuple[float, float]:
-    values = table[column].to_numpy()
-    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-
-
-def _behind(ours: tuple[float, float], printed: Printed) -> float:
-    return (ours[0] - printed.mean) / math.hypot(ours[1], printed.error)
+    yield f"{name}_rmse_behind", above(means["rmse"], data.rmse.mean, data.rmse.error)
+    yield f"{name}_ll_behind", -above(means["ll"], likely.mean, likely.error)
+    yield f"{name}_ll_joint_behind", -above(means["ll_joint"], likely.mean, likely.error)
 
 
 def with_count(record: Record) -> Record:

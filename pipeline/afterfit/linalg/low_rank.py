@@ -123,11 +123,9 @@ def entropy(log_det_precision: Tensor, num_weights: int) -> Tensor:
     return (num_weights * (1 + math.log(2 * math.pi)) - log_det_precision) / 2
 
 
-def divergence(
-    log_det_precision: Tensor, mean_P: Tensor, variances_P: Tensor, prior_P: Tensor, num_weights: int
-) -> Tensor:
-    """KL of the Gaussian to the prior N(0, diag(1 / prior)), in nats; P may be cut, see `divergence_part`."""
-    return (log_det_precision - num_weights + divergence_part(mean_P, variances_P, prior_P)) / 2
+def divergence(log_det_precision: Tensor, parts: Tensor, num_weights: int) -> Tensor:
+    """KL of the Gaussian to the prior N(0, diag(1 / prior)), in nats, from the sum of `divergence_part`."""
+    return (log_det_precision - num_weights + parts) / 2
 
 
 def divergence_part(mean_P: Tensor, variances_P: Tensor, prior_P: Tensor) -> Tensor:

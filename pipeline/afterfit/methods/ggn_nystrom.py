@@ -31,6 +31,8 @@ from afterfit.rows.columns import held_columns
 from afterfit.rows.protocol import RowBackend, cotangents_of
 from afterfit.seeds import Seed, signs
 
+OVERSAMPLING = 10
+"""Probes beyond the rank that other methods ask for."""
 IMAGE_SHARE = 0.25
 """Part of `memory_gb` for the images that one worker accumulates."""
 
@@ -85,6 +87,12 @@ class GgnNystrom(Frozen):
             ),
             "basis": Declaration(recipe=NystromBasis(), inputs={"sketch": "sketch", "curvature": "curvature"}),
         }
+
+
+def leading_ggn(likelihood: Likelihood, rank: int, seed: int, outline: Outline) -> Mapping[str, Declaration]:
+    """`sketch`, `curvature` and `basis` of leading eigenpairs, for methods that take no data later."""
+    method = GgnNystrom(num_probes=rank + OVERSAMPLING, rank=rank, num_samples=None, seed=seed)
+    return {name: replace(each, extended_by=None) for name, each in method.stages(likelihood, outline).items()}
 
 
 def probes(seed: int, tile: Tile, num_probes: int, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from afterfit.errors import ConfigError
 from afterfit.frozen import Frozen, Positive
-from afterfit.methods.ggn_nystrom import GgnSketch, NystromBasis, NystromCurvature
+from afterfit.methods.ggn_nystrom import leading_ggn
 from afterfit.methods.projection.alternating import AlternatingProjection
 from afterfit.methods.projection.certificate import Certificate
 from afterfit.methods.projection.choice import chosen, told
@@ -25,9 +25,6 @@ from afterfit.methods.projection.sweeps import BlockFactors
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.loading import imported
 from afterfit.network.workbench import Declaration, Outline, Recipe
-
-OVERSAMPLING = 10
-"""Probes of a global basis beyond its rank."""
 
 
 class NullSpace(Frozen):
@@ -107,7 +104,7 @@ class NullSpace(Frozen):
         protected = self._protected(likelihood)
         choice = self._choice(protected, outline)
         declared = {"lengths": Declaration(recipe=RowLengths(protected), data=("train",))}
-        declared |= self._factors(protected, choice, likelihood)
+        declared |= self._factors(protected, choice, likelihood, outline)
         read = _read(choice)
         for chunk in self._chunks(outline):
             draws = f"draws-{chunk.start:05d}"
@@ -159,11 +156,14 @@ class NullSpace(Frozen):
             return ""
         return told(self._problem(protected, outline), (self.solver, self.preconditioner), choice)
 
-    def _factors(self, protected: Protected, choice: Choice | None, likelihood: Likelihood) -> dict[str, Declaration]:
+    def _factors(
+        self, protected: Protected, choice: Choice | None, likelihood: Likelihood, outline: Outline
+    ) -> dict[str, Declaration]:
         """What the draws need beside the lengths of rows."""
         declared: dict[str, Declaration] = {}
         if choice is None or choice.preconditioner == "nystrom":
-            declared |= self._basis(likelihood)
+            assert self.global_basis is not None
+            declared |= leading_ggn(likelihood, self.global_basis, self.seed, outline)
         if choice is None:
             return declared
         if choice.preconditioner == "nystrom":
@@ -178,18 +178,6 @@ class NullSpace(Frozen):
             declared["gram"] = Declaration(recipe=gram, inputs={"lengths": "lengths"}, data=("train",))
             declared["factor"] = Declaration(recipe=GramFactor(is_exact), inputs={"gram": "gram"})
         return declared
-
-    def _basis(self, likelihood: Likelihood) -> Mapping[str, Declaration]:
-        """The leading eigenvectors of the GGN of all training data."""
-        assert self.global_basis is not None
-        num_probes = self.global_basis + OVERSAMPLING
-        return {
-            "sketch": Declaration(recipe=GgnSketch(num_probes, self.seed, likelihood), data=("train",)),
-            "curvature": Declaration(
-                recipe=NystromCurvature(num_probes, self.seed, self.global_basis), inputs={"sketch": "sketch"}
-            ),
-            "basis": Declaration(recipe=NystromBasis(), inputs={"sketch": "sketch", "curvature": "curvature"}),
-        }
 
     def _chunks(self, outline: Outline) -> Sequence[range]:
         """Draws that are projected together."""

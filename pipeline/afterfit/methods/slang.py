@@ -10,20 +10,17 @@ from pydantic import Field, NonNegativeFloat
 from afterfit.errors import ConfigError
 from afterfit.frozen import Frozen, Positive
 from afterfit.methods.ella import Ella
-from afterfit.methods.ggn_nystrom import GgnNystrom
+from afterfit.methods.ggn_nystrom import leading_ggn
 from afterfit.methods.natural_gradient.recipe import NaturalGradient
 from afterfit.methods.natural_gradient.sampled import GaussianDraws
 from afterfit.methods.projection.chunk import chunked
 from afterfit.methods.projection.problem import draws_together
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Declaration, Outline
+from afterfit.training.epochs import Epochs
 
-OVERSAMPLING = 10
-"""Probes of a sketch to start from, beyond its rank."""
 LANDMARKS = 10
 """Rows of the NTK to start from, for each of its features."""
-
-
 BIASES = (("*bias", 1e-6),)
 
 
@@ -95,7 +92,7 @@ class Slang(Frozen):
                 f"`rank` is {self.rank}, above the {num_examples * num_outputs} outputs of all training examples, "
                 "which `start: ella` takes its columns from; lower it."
             )
-        smallest = num_examples // -(-num_examples // self.batch_size)
+        smallest = Epochs(num_examples, self.batch_size, self.epochs, self.seed).smallest_batch
         if smallest * self.draws_per_step < self.num_slices:
             raise ConfigError(
                 f"A step of {smallest} examples at {self.draws_per_step} draws cannot be cut into {self.num_slices} "
@@ -141,12 +138,10 @@ class Slang(Frozen):
         """Leading eigenvectors of the GGN, where the fit starts from them."""
         if self.start == "network":
             return {}
-        rank, seed = self.rank, self.seed
-        if self.start == "ella":
-            num_rows = outline.num_examples("train") * outline.num_outputs
-            method = Ella(num_landmarks=min(LANDMARKS * rank, num_rows), num_features=rank, seed=seed)
-        else:
-            method = GgnNystrom(num_probes=rank + OVERSAMPLING, rank=rank, num_samples=None, seed=seed)
+        if self.start == "ggn_nystrom":
+            return dict(leading_ggn(likelihood, self.rank, self.seed, outline))
+        num_rows = min(LANDMARKS * self.rank, outline.num_examples("train") * outline.num_outputs)
+        method = Ella(num_landmarks=num_rows, num_features=self.rank, seed=self.seed)
         return {name: replace(each, extended_by=None) for name, each in method.stages(likelihood, outline).items()}
 
     def _fit(self, likelihood: Likelihood) -> NaturalGradient:

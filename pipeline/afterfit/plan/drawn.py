@@ -18,13 +18,8 @@ from afterfit.posterior.stored_draws import StoredDraws
 
 
 @dataclass(frozen=True)
-class CollectDraws:
-    """The posterior of stored draws: all of them at one scale, and what is certified of them. Holds facts only.
-
-    Leaves behind `scale` (standard deviation, in units of the weights), `num_draws`, `solver`, `rank`, `rank_is_bound`,
-    `cut_off`, `residual` and `isotropic` (the largest of all chunks), `largest_loss_change` (nats), `relative_length`,
-    `rule`, `likelihood` and, for a regression, `noise_variance`.
-    """
+class Collecting:
+    """A posterior by its chunks of draws. Holds facts only."""
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
@@ -35,6 +30,16 @@ class CollectDraws:
     def units(self, outline: Outline) -> Sequence[Unit]:
         """One."""
         return [Unit("all")]
+
+
+@dataclass(frozen=True)
+class CollectDraws(Collecting):
+    """The posterior of stored draws: all of them at one scale, and what is certified of them.
+
+    Leaves behind `scale` (standard deviation, in units of the weights), `num_draws`, `solver`, `rank`, `rank_is_bound`,
+    `cut_off`, `residual` and `isotropic` (the largest of all chunks), `largest_loss_change` (nats), `relative_length`,
+    `rule`, `likelihood` and, for a regression, `noise_variance`.
+    """
 
     def on(self, bench: Workbench) -> "_CollectTask":
         """Needs the chunks, their certificates and the scale."""
@@ -74,22 +79,12 @@ def certified(facts: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class CollectGaussian:
-    """The posterior of a variational fit, by its draws. Holds facts only.
+class CollectGaussian(Collecting):
+    """The posterior of a variational fit, by its draws.
 
     Leaves behind `scale` (1), `num_draws`, `elbo` (nats an example), `divergence` from the prior, `log_det_precision`,
     `entropy`, `likelihood` and, for a regression, `noise_variance`.
     """
-
-    VERSION: ClassVar[int] = 1
-    verb: ClassVar[str] = "map"
-
-    likelihood: Likelihood
-    chunks: tuple[str, ...]
-
-    def units(self, outline: Outline) -> Sequence[Unit]:
-        """One."""
-        return [Unit("all")]
 
     def on(self, bench: Workbench) -> "_CollectGaussianTask":
         """Needs the fit and the chunks of draws."""

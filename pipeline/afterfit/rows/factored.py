@@ -149,23 +149,16 @@ def factors_of(rows: Rows, tiles: Sequence[Tile]) -> dict[str, Tensor]:
     Else "<block>/<tile>", the rows themselves. All have X first.
     """
     made: dict[str, Tensor] = {}
-    explicit: dict[str, list[Piece]] = {}
+    explicit: list[tuple[str, Piece]] = []
     for stretch in stretches(tiles):
         sides = rows.outer_product(stretch.block, stretch.start, stretch.stop) if isinstance(rows, TapeRows) else None
-        if sides is not None:
+        if sides is None:
+            explicit += [(f"{stretch.block}/{piece.tile}", piece) for piece in stretch.pieces]
+        else:
             made[f"{stretch.block}/left"], made[f"{stretch.block}/right"] = sides
-            continue
-        for piece in stretch.pieces:
-            explicit.setdefault(piece.tile, []).append(piece)
-            made[f"{stretch.block}/{piece.tile}"] = torch.empty(0)  # keeps the order
-    if explicit:
-        named = {f"{stretch.block}/{piece.tile}": piece for stretch in stretches(tiles) for piece in stretch.pieces}
-        wanted = [tile for tile in tiles if tile.name in explicit]
-        whole = {name: rows_B1P[:, 0] for name, rows_B1P in rows.materialise(wanted)}
-        for name, tensor in made.items():
-            if name in named and not tensor.numel():
-                made[name] = whole[named[name].tile][:, named[name].place]
-    return made
+    wanted = {piece.tile for _, piece in explicit}
+    whole = dict(rows.materialise([tile for tile in tiles if tile.name in wanted])) if wanted else {}
+    return made | {name: whole[piece.tile][:, 0, piece.place] for name, piece in explicit}
 
 
 class Joined(NamedTuple):

@@ -141,7 +141,7 @@ class Training:
         device = self.network.device
         with named_noise(self.seed.child("dropout", number, which), device), self._autocast():
             outputs_BC = self.network(batch.inputs, {**weights, **buffers})
-        targets = _targets(batch).to(device)
+        targets = targets_of(batch).to(device)
         loss = self._loss(outputs_BC, targets)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         part = {
@@ -228,7 +228,12 @@ def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.named_buffers() if name in saved}
 
 
-def _targets(batch: Batch) -> Tensor:
+def targets_of(batch: Batch) -> Tensor:
+    """What is to be predicted.
+
+    Raises:
+        DataError: if the data have none.
+    """
     if batch.targets is None:
         raise DataError("The training data have no targets; name their `label` or `target` column.")
     return batch.targets

@@ -1,7 +1,6 @@
 """What a natural-gradient fit leaves behind: U, D, the mean as weights that a network loads, and what to know of it."""
 
-from collections.abc import Iterator
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +32,7 @@ def fitted(state: State, progress: pa.Table, bench: Workbench) -> Result:
     chosen = {block.name for block in layout.blocks}
     for family in dict.fromkeys(place for name, (place, _) in entries.items() if name not in chosen):
         kept = [name for name, (place, _) in entries.items() if place == family and name not in chosen]
-        families[family] = _kept(point.tiles(family), kept)
+        families[family] = _named(point.tiles(family), kept)
     family = f"mean_{str(bench.network.dtype).removeprefix('torch.')}"
     families[family] = _blocks(state, layout, bench.network.dtype)
     entries |= {block.name: [family, list(block.shape)] for block in layout.blocks}
@@ -50,7 +49,7 @@ def _tiles(state: State, family: str, layout: Layout) -> Iterator[tuple[str, Ten
         yield tile.name, state[f"{family}/{tile.name}"]
 
 
-def _kept(tiles: Any, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _named(tiles: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     for name in names:
         yield name, tiles[name]
 
@@ -58,7 +57,7 @@ def _kept(tiles: Any, names: list[str]) -> Iterator[tuple[str, Tensor]]:
 def _blocks(state: State, layout: Layout, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The mean of each block, flat, from its pieces."""
     parts: list[Tensor] = []
-    sizes = {block.name: prod(block.shape) for block in layout.blocks}
+    sizes = {block.name: block.size for block in layout.blocks}
     for tile in layout.tiles:
         mean_p, start = state[f"mean/{tile.name}"], 0
         for piece in tile.pieces:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch, State, micro_batches
-from afterfit.errors import DataError
 from afterfit.layout import Tile
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Workbench
@@ -15,6 +14,7 @@ from afterfit.precision import CORE
 from afterfit.rows.factored import factors_of
 from afterfit.rows.tape import TapeBackend
 from afterfit.training.epochs import part
+from afterfit.training.point_estimate import targets_of
 
 
 class Passed(NamedTuple):
@@ -83,7 +83,10 @@ class DrawnPasses:
             for examples in self._planned(batch[chosen]):
                 rows = backend.rows(examples, lambda outputs_BC, met=examples: _slopes(likelihood, outputs_BC, met))
                 density += (
-                    likelihood.log_density(rows.outputs_BC, _targets(examples, rows.outputs_BC)).sum().to(CORE).cpu()
+                    likelihood.log_density(rows.outputs_BC, targets_of(examples).to(rows.outputs_BC.device))
+                    .sum()
+                    .to(CORE)
+                    .cpu()
                 )
                 for tiles, found in zip(shards, factors, strict=True):
                     found |= {f"{number:04d}/{name}": made for name, made in factors_of(rows, tiles).items()}
@@ -95,10 +98,4 @@ class DrawnPasses:
 
 
 def _slopes(likelihood: Likelihood, outputs_BC: Tensor, batch: Batch) -> Tensor:
-    return likelihood.gradient(outputs_BC, _targets(batch, outputs_BC))[:, None].to(outputs_BC)
-
-
-def _targets(batch: Batch, outputs: Tensor) -> Tensor:
-    if batch.targets is None:
-        raise DataError("The training data have no targets; name their `label` or `target` column.")
-    return batch.targets.to(outputs.device)
+    return likelihood.gradient(outputs_BC, targets_of(batch).to(outputs_BC.device))[:, None].to(outputs_BC)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from afterfit.algebra import Unit
-from afterfit.layout import Layout, Tile
+from afterfit.layout import MAX_TILES, Layout, Tile
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.training.epochs import Epochs
@@ -109,6 +109,7 @@ class Shards:
         return {tile.name: number for number, run in enumerate(self.runs) for tile in run}
 
 
+@lru_cache(maxsize=MAX_TILES)
 def prior_of(recipe: NaturalGradient, tile: Tile, dtype: torch.dtype) -> Tensor:
     """Prior precision of the weights of a tile, (P_tile,), or () where all have the same.
 

@@ -18,7 +18,7 @@ from afterfit.algebra import Gang, Progress, Result, State, Stop
 from afterfit.errors import DataError, NetworkError, NumericalError
 from afterfit.layout import Tile
 from afterfit.lazy import LazyMapping
-from afterfit.linalg.low_rank import Core, leading
+from afterfit.linalg.low_rank import Core, divergence, leading
 from afterfit.methods.natural_gradient.fitted import fitted
 from afterfit.methods.natural_gradient.passes import DrawnPasses, pairs_of, runs_of
 from afterfit.methods.natural_gradient.recipe import NaturalGradient, Shards
@@ -57,7 +57,6 @@ class NaturalGradientSteps:
             )
         self.shards = Shards(bench.layout, recipe.num_slices)
         self.seed = Seed(recipe.seed, ("slang",))
-        self.has_start = recipe.has_start
         self._buffers = Buffers()
         self.dtype = torch.float64 if bench.state_bytes == CORE.itemsize else torch.float32
 
@@ -82,8 +81,8 @@ class NaturalGradientSteps:
                 f"mean/{tile.name}": partial(self._weights, tile),
                 f"momentum/{tile.name}": partial(torch.zeros, tile.size, dtype=self.dtype),
             }
-        makers["core/factor"] = self._gram
-        makers["core/gram"] = lambda: self._gram() / self.recipe.initial_precision
+        makers["core/factor"] = lambda: self._gram_LL
+        makers["core/gram"] = lambda: self._gram_LL / self.recipe.initial_precision
         makers["core/density"] = partial(torch.zeros, 2, dtype=CORE)  # of the epoch: sum, and of how many
         return LazyMapping(makers)
 
@@ -100,17 +99,18 @@ class NaturalGradientSteps:
 
         Both methods' bases are orthonormal: eigenvectors, and J^T U Lambda^-1/2 for the kernel U Lambda U^T.
         """
-        if not self.has_start:
+        if not self.recipe.has_start:
             return None
         total_KK = self.bench.input("curvature").tensor("curvature").sum(dim=0) / self.recipe.temperature
         vectors_KL = leading(total_KK, self.recipe.rank)
         return vectors_KL * torch.linalg.vecdot(vectors_KL, total_KK @ vectors_KL, dim=0).clamp_min(0).sqrt()
 
-    def _gram(self) -> Tensor:
+    @cached_property
+    def _gram_LL(self) -> Tensor:
         """U^T U at the start."""
         rank = self.recipe.rank
         total = torch.zeros(rank, rank, dtype=CORE)
-        for tile in self.bench.layout.tiles if self.has_start else ():
+        for tile in self.bench.layout.tiles if self.recipe.has_start else ():
             factor_pL = self._factor(tile).to(CORE)
             total += factor_pL.mT @ factor_pL
         return total
@@ -196,12 +196,12 @@ class NaturalGradientSteps:
     def _evidence(self, shards: Sequence[Shard], core: Core, held: dict[str, Tensor], gang: Gang) -> dict[str, float]:
         """After an epoch: the ELBO, with the epoch's mean log density, which is a little behind."""
         total = gang.sum([shard.evidence(core) for shard in shards])
-        log_det = float(total["log_det"]) + float(core.log_det)
-        divergence = (log_det - self.bench.layout.num_weights + float(total["divergence"])) / 2
+        log_det = total["log_det"] + core.log_det
+        apart = float(divergence(log_det, total["divergence"], self.bench.layout.num_weights))
         density, count = held["core/density"].tolist()
         held["core/density"] = torch.zeros(2, dtype=CORE)
         share = self.recipe.temperature / self.epochs.num_examples
-        return {"elbo": density / count - share * divergence, "divergence": divergence, "log_det_precision": log_det}
+        return {"elbo": density / count - share * apart, "divergence": apart, "log_det_precision": float(log_det)}
 
     def finalise(self, state: State, progress: pa.Table) -> Result:
         """See `NaturalGradient`."""
