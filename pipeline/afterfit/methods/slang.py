@@ -34,6 +34,7 @@ class Slang(Frozen):
     name: Literal["slang"] = "slang"
     posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
     narrower: ClassVar[str] = "raise `method.prior_precision`"
+    num_cotangents: ClassVar[int | None] = 1  # the gradient of its loss
     scale: ClassVar[float] = 1.0  # draws are displacements as they are
     loss: ClassVar[None] = None
     rank: int = Field(5, gt=0)

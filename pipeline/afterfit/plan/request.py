@@ -31,6 +31,9 @@ class Method(Protocol):
     narrower: ClassVar[str]
     """How its posterior is made narrower, for people: "raise ..."."""
 
+    num_cotangents: ClassVar[int | None]
+    """Of an example, at most, which bounds the micro-batches that fit the memory; None: one for each output."""
+
     @property
     def name(self) -> str:
         """Its name in the table."""
@@ -171,7 +174,8 @@ class FitRequest:
     def with_memory(self, memory_gb: float) -> "FitRequest":
         """The same fit with another budget, and the micro-batch that follows from it, unless it was given."""
         numbers = self.coverage.gradient_numbers if self.coverage else 0
-        sizes = (self.layout, self.num_outputs, memory_gb, self.state_bytes, numbers)
+        cotangents = self.method.num_cotangents or self.num_outputs
+        sizes = (self.layout, cotangents, memory_gb, self.state_bytes, numbers)
         size = micro_batch(*sizes) if self.has_auto_micro_batch else self.micro_batch
         return replace(self, memory_gb=memory_gb, micro_batch=size)
 

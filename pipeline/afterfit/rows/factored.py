@@ -15,7 +15,6 @@ from torch import Tensor
 
 from afterfit.layout import Tile
 from afterfit.precision import CORE
-from afterfit.rows.protocol import Rows
 from afterfit.rows.tape_rows import TapeRows
 
 HELD_BYTES = 1 << 26
@@ -62,7 +61,7 @@ class Explicit:
 
     def squares(self) -> Tensor:
         """See `Factored`."""
-        return self.rows_Xp.square().sum(dim=0)
+        return squared_lengths(self.rows_Xp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +81,8 @@ class Outer:
         columns_krc = columns_kp.unflatten(1, (self.left_Xr.shape[1], -1))
         total_Xk = columns_kp.new_zeros(len(self.left_Xr), num_columns)
         for part in self._parts(num_columns):
-            moved_Xkr = (self.right_Xc @ columns_krc[:, part].flatten(0, 1).T).unflatten(1, (num_columns, -1))
-            total_Xk += (moved_Xkr @ self.left_Xr[:, part, None])[..., 0]
+            moved_krX = (columns_krc[:, part].flatten(0, 1) @ self.right_Xc.T).unflatten(0, (num_columns, -1))
+            total_Xk += moved_krX.mul_(self.left_Xr[:, part].T).sum(dim=1).T
         return total_Xk
 
     def transpose_times(self, weights_kX: Tensor, into_kp: Tensor) -> None:
@@ -92,7 +91,10 @@ class Outer:
         for part in self._parts(len(weights_kX)):
             mixed_krX = self.left_Xr[:, part].T * weights_kX[:, None]
             target_krc = into_krc[:, part]
-            torch.baddbmm(target_krc, mixed_krX, self.right_Xc.expand(len(mixed_krX), -1, -1), out=target_krc)
+            if target_krc.is_contiguous():  # one product in place of k
+                target_krc.flatten(0, 1).addmm_(mixed_krX.flatten(0, 1), self.right_Xc)
+            else:
+                torch.baddbmm(target_krc, mixed_krX, self.right_Xc.expand(len(mixed_krX), -1, -1), out=target_krc)
 
     def squares(self) -> Tensor:
         """See `Factored`. Cost: X p."""
@@ -103,6 +105,15 @@ class Outer:
         each = len(self.left_Xr) * num_columns * self.left_Xr.element_size()
         step = max(1, HELD_BYTES // max(each, 1))
         return (slice(first, first + step) for first in range(0, self.left_Xr.shape[1], step))
+
+
+def squared_lengths(columns_kp: Tensor) -> Tensor:
+    """Sums of squares over k, (p,), without another tensor of that size."""
+    first_p, *others = columns_kp
+    total_p = first_p * first_p
+    for row_p in others:
+        total_p.addcmul_(row_p, row_p)
+    return total_p
 
 
 class Piece(NamedTuple):
@@ -143,22 +154,21 @@ def stretches(tiles: Sequence[Tile]) -> list[Stretch]:
     return [Stretch(block, tuple(pieces)) for block, pieces in found.items()]
 
 
-def factors_of(rows: Rows, tiles: Sequence[Tile]) -> dict[str, Tensor]:
+def factors_of(rows: TapeRows, tiles: Sequence[Tile]) -> dict[str, Tensor]:
     """Of rows with one cotangent: "<block>/left" and ".../right" where two factors take fewer numbers.
 
     Else "<block>/<tile>", the rows themselves. All have X first.
     """
+    named = {tile.name: tile for tile in tiles}
     made: dict[str, Tensor] = {}
-    explicit: list[tuple[str, Piece]] = []
     for stretch in stretches(tiles):
-        sides = rows.outer_product(stretch.block, stretch.start, stretch.stop) if isinstance(rows, TapeRows) else None
-        if sides is None:
-            explicit += [(f"{stretch.block}/{piece.tile}", piece) for piece in stretch.pieces]
-        else:
+        sides = rows.outer_product(stretch.block, stretch.start, stretch.stop)
+        if sides is not None:
             made[f"{stretch.block}/left"], made[f"{stretch.block}/right"] = sides
-    wanted = {piece.tile for _, piece in explicit}
-    whole = dict(rows.materialise([tile for tile in tiles if tile.name in wanted])) if wanted else {}
-    return made | {name: whole[piece.tile][:, 0, piece.place] for name, piece in explicit}
+            continue
+        for piece in stretch.pieces:
+            made[f"{stretch.block}/{piece.tile}"] = rows.explicit(named[piece.tile], stretch.block)[0]
+    return made
 
 
 class Joined(NamedTuple):
@@ -181,13 +191,13 @@ def joined(runs: Sequence[dict[str, Tensor]], tiles: Sequence[Tile]) -> list[Joi
 def _joined(runs: Sequence[dict[str, Tensor]], stretch: Stretch) -> Joined:
     names = [f"{stretch.block}/{side}" for side in ("left", "right")]
     if all(names[0] in run for run in runs):
-        left_Xr, right_Xc = (torch.cat([run.pop(name) for run in runs]) for name in names)
+        left_Xr, right_Xc = (_cat([run.pop(name) for run in runs]) for name in names)
         parts = [
             (piece, Outer(left_Xr[:, piece.start - stretch.start : piece.stop - stretch.start], right_Xc))
             for piece in stretch.pieces
         ]
         return Joined((Outer(left_Xr, right_Xc),), tuple(parts))
-    made = [(piece, Explicit(torch.cat([_explicit(run, stretch, piece) for run in runs]))) for piece in stretch.pieces]
+    made = [(piece, Explicit(_cat([_explicit(run, stretch, piece) for run in runs]))) for piece in stretch.pieces]
     return Joined(tuple(rows for _, rows in made), tuple(made))
 
 
@@ -197,3 +207,8 @@ def _explicit(run: dict[str, Tensor], stretch: Stretch, piece: Piece) -> Tensor:
         return run.pop(name)
     left_Xr = run[f"{stretch.block}/left"][:, piece.start - stretch.start : piece.stop - stretch.start]
     return (left_Xr[:, :, None] * run[f"{stretch.block}/right"][:, None]).flatten(1)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """One part stays as it is: explicit rows are most of what a step holds."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,26 +20,13 @@ from afterfit.rows.functional import FunctionalBackend, FunctionalRows
 from afterfit.rows.mixed import lowered
 from afterfit.rows.planning import KEPT_SHARE, cotangents_at_once, slice_bytes
 from afterfit.rows.recording import Recording
+from afterfit.rows.slices import Slice, pieces_of
 from afterfit.rows.uses.lookup import Lookup
 from afterfit.rows.uses.outer import Outer
 from afterfit.rows.uses.use import Gradients, Use
 
 if TYPE_CHECKING:
     from afterfit.rows.tape import TapeBackend
-
-
-class Slice(NamedTuple):
-    """Some leading rows of a block, in a tile: what is explicit at once where rows are not kept."""
-
-    block: str
-    start: int
-    stop: int
-    place: slice  # in the tile
-    offset: int  # in the layout
-
-    def within(self, whole: Slice) -> slice:
-        """Where it lies in a slice that holds it."""
-        return slice(self.place.start - whole.place.start, self.place.stop - whole.place.start)
 
 
 class _ByReverseMode(Use):
@@ -185,6 +172,17 @@ class TapeRows:
         sides = uses[0].sides(self._at(uses[0]), start, stop)
         return None if sides is None else (sides[0].to(self.dtype), sides[1].to(self.dtype))
 
+    def explicit(self, tile: Tile, block: str) -> Tensor:
+        """The columns of a block's part in a tile, (S, B, p), in memory of their own."""
+        piece = next(piece for piece in pieces_of(tile) if piece.block == block)
+        uses = self._uses(piece)
+        if _BY_REVERSE_MODE in uses:
+            return self._by_reverse_mode(piece)
+        shape = (self.num_cotangents, len(self.batch), piece.size)
+        rows_SBp = torch.empty(shape, dtype=self.dtype, device=self._device_of(piece))
+        self._write(piece, uses, rows_SBp)
+        return rows_SBp
+
     def _goes_by_columns(self, num_columns: int, price: Callable[[float, int], float]) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""
         if self._by_columns is not None:
@@ -215,7 +213,7 @@ class TapeRows:
         total = torch.zeros(size, dtype=CORE, device=self.outputs_BC.device)
         for tile in self.layout.tiles:
             columns_Pk = columns[tile.name]
-            for piece in self._pieces(tile):
+            for piece in pieces_of(tile):
                 columns_pk = columns_Pk[piece.place].to(self._device_of(piece), self.dtype)
                 made, direct = self._split(piece, size[2])
                 for use in direct:
@@ -252,7 +250,7 @@ class TapeRows:
         for tile in self.layout.tiles:
             if tile.name not in into:
                 continue
-            for piece in self._pieces(tile):
+            for piece in pieces_of(tile):
                 target, device = into[tile.name][piece.place], self._device_of(piece)
                 if target.device == device:
                     yield piece, target
@@ -274,25 +272,12 @@ class TapeRows:
 
     def _slices(self, tile: Tile) -> Iterator[Slice]:
         """All that is explicit at once, one after another."""
-        return (cut for piece in self._pieces(tile) for cut in self._cut(piece))
-
-    def _pieces(self, tile: Tile) -> Iterator[Slice]:
-        """The blocks' parts in a tile."""
-        place = 0
-        for piece in tile.pieces:
-            yield Slice(piece.block, piece.start, piece.stop, slice(place, place + piece.size), tile.offset + place)
-            place += piece.size
+        return (cut for piece in pieces_of(tile) for cut in self._cut(piece))
 
     def _cut(self, piece: Slice) -> Iterator[Slice]:
         """A piece, cut so that a slice of all rows stays in a cache."""
         num_rows = len(self.batch) * self.num_cotangents
-        each = (piece.place.stop - piece.place.start) // max(piece.stop - piece.start, 1)
-        step = max(1, slice_bytes(self.backend.memory_gb) // (num_rows * max(each, 1) * self.dtype.itemsize))
-        for start in range(piece.start, piece.stop, step):
-            stop = min(start + step, piece.stop)
-            first, last = ((index - piece.start) * each for index in (start, stop))
-            place = slice(piece.place.start + first, piece.place.start + last)
-            yield Slice(piece.block, start, stop, place, piece.offset + first)
+        return piece.cut(slice_bytes(self.backend.memory_gb) // (num_rows * self.dtype.itemsize))
 
     def _uses(self, piece: Slice) -> Sequence[Use]:
         """Those of its block; none where the outputs do not depend on it."""
@@ -310,20 +295,23 @@ class TapeRows:
         """(S, B, size): made, or found ready."""
         if _BY_REVERSE_MODE in uses:
             return self._by_reverse_mode(piece)
-        shape = (self.num_cotangents, len(self.batch), piece.place.stop - piece.place.start)
+        shape = (self.num_cotangents, len(self.batch), piece.size)
         kept = self._kept.get(piece.offset)
         if kept is not None and kept[0] == uses:
             return kept[1]
         num_rows = shape[0] * shape[1]
         start = piece.offset * num_rows if self._keeps else 0
         rows = self._buffer_on(self._device_of(piece))[start : start + num_rows * shape[2]].view(shape)
-        if not uses:
-            rows.zero_()
-        for number, use in enumerate(uses):
-            use.write(self._at(use), self._operand(use), piece.start, piece.stop, rows, add=number > 0)
+        self._write(piece, uses, rows)
         if self._keeps:
             self._kept[piece.offset] = (uses, rows)
         return rows
+
+    def _write(self, piece: Slice, uses: Sequence[Use], rows_SBp: Tensor) -> None:
+        if not uses:
+            rows_SBp.zero_()
+        for number, use in enumerate(uses):
+            use.write(self._at(use), self._operand(use), piece.start, piece.stop, rows_SBp, add=number > 0)
 
     @cached_property
     def _keeps(self) -> bool:
@@ -334,7 +322,7 @@ class TapeRows:
         """Where explicit rows are. A device's pages are taken as they are written."""
         if device not in self._buffers:
             num_rows = len(self.batch) * self.num_cotangents
-            sizes = (piece.place.stop - piece.place.start for tile in self.layout.tiles for piece in self._slices(tile))
+            sizes = (piece.size for tile in self.layout.tiles for piece in self._slices(tile))
             numel = num_rows * (self.layout.num_weights if self._keeps else max(sizes))
             self._buffers[device] = self.backend.borrow(self, numel, self.dtype, device)
         return self._buffers[device]

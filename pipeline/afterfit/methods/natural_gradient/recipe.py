@@ -35,7 +35,7 @@ class NaturalGradient:
     Source: Mishkin, Kunstner, Nielsen, Schmidt, Khan (2018), arXiv:1811.04504.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     verb: ClassVar[str] = "iterate"
 
     likelihood: Likelihood

@@ -5,6 +5,7 @@ worked on as (L, p), three times faster than (p, L) for few columns.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from afterfit.layout import Tile
 from afterfit.linalg.low_rank import Core, divergence_part, variances
 from afterfit.methods.natural_gradient.recipe import NaturalGradient, prior_of
 from afterfit.methods.natural_gradient.update import Combination, Rates, Shares, next_diagonal
-from afterfit.precision import CORE, dot
-from afterfit.rows.factored import Factored, joined
+from afterfit.precision import CORE
+from afterfit.rows.factored import Factored, joined, squared_lengths
 from afterfit.seeds import Seed, quick_normals
 
 Noise = Mapping[str, Tensor]
@@ -45,16 +46,24 @@ class StepRows:
         return total_XX
 
 
+class Moves(NamedTuple):
+    """What a step makes of U and of the rows."""
+
+    of_factor_LL: Tensor
+    of_rows_nX: Tensor  # for the columns of U, and for the momentum
+    rates: Rates
+
+
 class Shard:
     """Works on the tensors of a state, which it replaces."""
 
     def __init__(
-        self, recipe: NaturalGradient, tiles: Sequence[Tile], state: dict[str, Tensor], buffers: "Buffers"
+        self, recipe: NaturalGradient, tiles: Sequence[Tile], state: dict[str, Tensor], scratch: "Scratch"
     ) -> None:
         self.recipe = recipe
         self.tiles = tiles
         self.state = state
-        self._buffers = buffers
+        self._scratch = scratch
 
     # Draws.
 
@@ -115,51 +124,48 @@ class Shard:
         return total_nk
 
     def move_precision(self, rows: StepRows, combination: Combination, rates: Rates) -> State:
-        """U and D to the next step's; the momentum takes the data's gradient in.
+        """U, D and the momentum to the next step's, in place.
 
         Returns:
             Parts of V^T V and V^T w for the new V, w = D^-1/2 (gradient of the mean); the smallest of D; and the
             largest part of a weight's precision that rounding has added to it.
         """
-        rank = self.recipe.rank
-        gram_LL, solved_L1 = torch.zeros(rank, rank, dtype=CORE), torch.zeros(rank, 1, dtype=CORE)
-        smallest, added = [], []
-        for tile in self.tiles:
-            least, most = self._move(tile, rows.of(tile), combination, rates)
-            smallest.append(least)
-            added.append(most)
-            factor_Lp, diagonal_p = self._factor(tile), self._of("diagonal", tile)
-            whitened_Lp = self._buffers.take(factor_Lp)
-            torch.mul(factor_Lp, diagonal_p.rsqrt(), out=whitened_Lp)
-            gram_LL += (whitened_Lp @ whitened_Lp.T).to(gram_LL)
-            self._buffers.give(whitened_Lp)
-            solved_L1 += (factor_Lp @ (self._slope(tile) / diagonal_p)[:, None]).to(solved_L1)
-        ends = {"smallest": smallest, "added": added}
-        return {"gram": gram_LL, "solved": solved_L1} | {
-            name: torch.tensor(of, dtype=CORE) for name, of in ends.items()
+        rank, momentum = self.recipe.rank, self.recipe.momentum
+        of_rows_LX = combination.of_gradients_XL.T
+        of_mean_1X = torch.full_like(of_rows_LX[:1], (1 - momentum) * rates.weight)
+        moves = Moves(combination.of_factor_LL.T, torch.cat([of_rows_LX, of_mean_1X]), rates)
+        sums = {"gram": torch.zeros(rank, rank, dtype=CORE), "solved": torch.zeros(rank, 1, dtype=CORE)}
+        ends = [self._move(tile, rows.of(tile), moves, sums) for tile in self.tiles]
+        smallest, added = zip(*ends, strict=True)
+        return {
+            **sums,
+            "smallest": torch.tensor(smallest, dtype=CORE),
+            "added": torch.tensor(added, dtype=CORE),
         }
 
     def _move(
-        self, tile: Tile, rows: Sequence[tuple[slice, Factored]], combination: Combination, rates: Rates
+        self, tile: Tile, rows: Sequence[tuple[slice, Factored]], moves: Moves, sums: Mapping[str, Tensor]
     ) -> tuple[float, float]:
-        shares, momentum = rates.shares, self.recipe.momentum
-        factor_Lp, diagonal_p = self._factor(tile), self._of("diagonal", tile)
-        before_p = shares.kept * _squares(factor_Lp)
-        next_Lp = self._buffers.take(factor_Lp)
-        torch.mm(combination.of_factor_LL.T.to(factor_Lp), factor_Lp, out=next_Lp)
-        of_rows_LX = combination.of_gradients_XL.T.to(factor_Lp)
-        of_mean_1X = torch.full_like(of_rows_LX[:1], rates.weight)
-        gradient_1p = torch.zeros_like(diagonal_p)[None]
+        """U and the momentum by one product, n = L + 1."""
+        rank, rates = self.recipe.rank, moves.rates
+        factor_Lp, diagonal_p, momentum_p = self._factor(tile), self._of("diagonal", tile), self._of("momentum", tile)
+        both_np, scaled_Lp = self._scratch.pair(factor_Lp)
+        moved_Lp = torch.mm(moves.of_factor_LL.to(factor_Lp), factor_Lp, out=both_np[:rank])
+        torch.mul(momentum_p, self.recipe.momentum, out=both_np[rank])
+        before_p = rates.shares.kept * self._scratch.squares(tile.name, factor_Lp)
+        weights_nX = moves.of_rows_nX.to(factor_Lp)
         for place, made in rows:
-            before_p[place] += shares.taken * made.squares()
-            made.transpose_times(of_rows_LX, next_Lp[:, place])
-            made.transpose_times(of_mean_1X, gradient_1p[:, place])
-        after_p = _squares(next_Lp)
+            before_p[place] += rates.shares.taken * made.squares()
+            made.transpose_times(weights_nX, both_np[:, place])
+        after_p = squared_lengths(moved_Lp)
         next_p = next_diagonal(diagonal_p, before_p, after_p, self._prior(tile), rates.precision)
-        self.state[f"factor/{tile.name}"] = next_Lp.T
-        self._buffers.give(factor_Lp)
-        self.state[f"diagonal/{tile.name}"] = next_p
-        self.state[f"momentum/{tile.name}"] = momentum * self._of("momentum", tile) + (1 - momentum) * gradient_1p[0]
+        factor_Lp.copy_(moved_Lp)
+        momentum_p.copy_(both_np[rank])
+        self.state[f"factor/{tile.name}"], self.state[f"diagonal/{tile.name}"] = factor_Lp.T, next_p
+        self._scratch.keep(tile.name, factor_Lp, after_p)
+        torch.div(moved_Lp, next_p, out=scaled_Lp)
+        sums["gram"].add_((moved_Lp @ scaled_Lp.T).to(CORE))
+        sums["solved"].add_((scaled_Lp @ self._slope(tile)[:, None]).to(CORE))
         return float(next_p.min()), float(((after_p - before_p) / (after_p + next_p)).max().clamp_min(0))
 
     # The mean.
@@ -177,7 +183,7 @@ class Shard:
             moved_p = rates.mean * slope_p / self._of("diagonal", tile)
             mean_p = self._of("mean", tile) + moved_p
             self.state[f"mean/{tile.name}"] = mean_p
-            lengths += torch.stack([dot(moved_p, moved_p), dot(mean_p, mean_p)]).cpu()
+            lengths += torch.stack([moved_p @ moved_p, mean_p @ mean_p]).to(lengths)
         return {"lengths": lengths}
 
     def _slope(self, tile: Tile) -> Tensor:
@@ -209,30 +215,29 @@ class Shard:
         return prior_of(self.recipe, tile, like.dtype).to(like.device)
 
 
-class Buffers:
-    """Memory that goes from tile to tile: fresh pages cost as much as the products that fill them."""
+class Scratch:
+    """What stays from step to step: fresh pages cost as much as the products that fill them."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+        self._memory = torch.empty(0)
+        self._squares: dict[str, tuple[Tensor, Tensor]] = {}  # of a tile: U, and the diagonal of U U^T
 
-    def take(self, like: Tensor) -> Tensor:
-        """A contiguous tensor of that shape, with anything in it."""
-        free = self._free.get(_kind(like))
-        return free.pop() if free else torch.empty_like(like, memory_format=torch.contiguous_format)
+    def pair(self, factor_Lp: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors (L + 1, p) and (L, p), with anything in them, until the next are asked for."""
+        rank, num = factor_Lp.shape
+        size = (2 * rank + 1) * num
+        if self._memory.numel() < size or self._memory.dtype != factor_Lp.dtype:
+            self._memory = factor_Lp.new_empty(size)
+        whole = self._memory[:size].view(-1, num)
+        return whole[: rank + 1], whole[rank + 1 :]
 
-    def give(self, tensor: Tensor) -> None:
-        """What nobody reads any more."""
-        self._free.setdefault(_kind(tensor), []).append(tensor)
+    def squares(self, name: str, factor_Lp: Tensor) -> Tensor:
+        """Diagonal of U U^T, (p,): that after a step is that before the next."""
+        known = self._squares.get(name)
+        if known is not None and known[0].data_ptr() == factor_Lp.data_ptr():
+            return known[1]
+        return squared_lengths(factor_Lp)
 
-
-def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
-    return tensor.shape, tensor.dtype, tensor.device
-
-
-def _squares(factor_Lp: Tensor) -> Tensor:
-    """Of each column's length, (p,), without another tensor of the factor's size."""
-    first_p, *others = factor_Lp
-    total_p = first_p * first_p
-    for row_p in others:
-        total_p.addcmul_(row_p, row_p)
-    return total_p
+    def keep(self, name: str, factor_Lp: Tensor, squares_p: Tensor) -> None:
+        """For the next step of the same U."""
+        self._squares[name] = (factor_Lp, squares_p)

@@ -22,7 +22,7 @@ from afterfit.linalg.low_rank import Core, divergence, leading
 from afterfit.methods.natural_gradient.fitted import fitted
 from afterfit.methods.natural_gradient.passes import DrawnPasses, pairs_of, runs_of
 from afterfit.methods.natural_gradient.recipe import NaturalGradient, Shards
-from afterfit.methods.natural_gradient.shard import Buffers, Shard
+from afterfit.methods.natural_gradient.shard import Scratch, Shard
 from afterfit.methods.natural_gradient.truncation import exact, randomised
 from afterfit.methods.natural_gradient.update import Rates
 from afterfit.network.workbench import Workbench, bound_likelihood
@@ -57,7 +57,7 @@ class NaturalGradientSteps:
             )
         self.shards = Shards(bench.layout, recipe.num_slices)
         self.seed = Seed(recipe.seed, ("slang",))
-        self._buffers = Buffers()
+        self._scratch = Scratch()
         self.dtype = torch.float64 if bench.state_bytes == CORE.itemsize else torch.float32
 
     @cached_property
@@ -127,7 +127,7 @@ class NaturalGradientSteps:
         """
         recipe, device = self.recipe, self.bench.network.device
         held = {name: tensor if name.startswith("core/") else tensor.to(device) for name, tensor in state.items()}
-        shards = [Shard(recipe, self.shards.runs[which], held, self._buffers) for which in gang.mine]
+        shards = [Shard(recipe, self.shards.runs[which], held, self._scratch) for which in gang.mine]
         batch = self.epochs.batch(number)
         num_rows = len(batch) * recipe.draws_per_step
         rates = self._rates(number, num_rows)
