@@ -63,6 +63,15 @@ def test_a_run_says_what_its_draws_are_and_how_they_detect_what_is_far(project):
     assert set(re.findall(r"│ (?:done|partial|missing) ", good("status", "store"))) == {"│ done "}
 
 
+def test_a_variational_run_shows_how_its_bound_rose(project):
+    method = {"name": "slang", "rank": 2, "epochs": 3, "batch_size": 8, "initial_precision": 100.0, "num_draws": 4}
+    write_config(project / "slang.yaml", config(store="slang", method=method))
+    good("run", "slang.yaml", "--set", "prediction.by=network")
+    page = (project / "slang" / "report.html").read_text()
+    assert "Evidence lower bound" in page
+    assert len(re.findall("data:image/svg", page)) == 4  # with the scores, the reliability and the confidence
+
+
 def test_predict_writes_what_the_loaded_posterior_predicts(project):
     said = good("predict", "store", "--data", "more.parquet", "--out", "p.parquet")
     assert "Wrote 12 predictions" in said

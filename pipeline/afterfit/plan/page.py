@@ -70,10 +70,8 @@ def _content(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
         table = scores.table("reliability")
         mask = pa.array([dataset in first for dataset in table["dataset"].to_pylist()])
         content["reliability"] = table.filter(mask).drop_columns(["dataset"])
-    spectrum = _spectrum(outcome)
-    if spectrum is not None:
-        content["spectrum"] = spectrum
-    return content
+    found = {"spectrum": _spectrum(outcome), "bound": _bound(outcome)}
+    return content | {name: table for name, table in found.items() if table is not None}
 
 
 def _facts(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
@@ -98,4 +96,14 @@ def _spectrum(outcome: Outcome) -> pa.Table | None:
             values = sorted(ran.artifact.tensor("eigenvalues").tolist(), reverse=True)
             kept = [value for value in values if value > 0]
             return pa.table({"index": list(range(1, len(kept) + 1)), "eigenvalue": kept})
+    return None
+
+
+def _bound(outcome: Outcome) -> pa.Table | None:
+    """The evidence lower bound by step, of the first stage that told it."""
+    for ran in outcome.ran.values():
+        if "progress" in ran.artifact.tables:
+            table = ran.artifact.table("progress")
+            if "elbo" in table.column_names:
+                return table.select(["step", "elbo"]).drop_null()
     return None

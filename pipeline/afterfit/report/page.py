@@ -34,6 +34,12 @@ PICTURES: Final[Mapping[str, Picture]] = {
         "How sure the predictions are on data like those trained on, and on others. The less the two "
         "overlap, the better others are detected.",
     ),
+    "bound": Picture(
+        pictures.bound,
+        "Evidence lower bound",
+        "What the fit raises, after each epoch: the mean log density of the training data, less the divergence from "
+        "the prior. Where it still rises at the end, more epochs would help.",
+    ),
     "spectrum": Picture(
         pictures.spectrum,
         "Spectrum",
@@ -50,7 +56,7 @@ def render(run: Mapping[str, Any]) -> str:
             "scores" (predictor, dataset, metric, value),
             "reliability" (predictor, bin_low, bin_high, confidence, accuracy, count),
             "confidence" (predictor, dataset, bin_low, bin_high, count),
-            "spectrum" (index, eigenvalue), "stages" (stage, seconds, peak_mb, state).
+            "bound" (step, elbo), "spectrum" (index, eigenvalue), "stages" (stage, seconds, peak_mb, state).
             A table that is absent or empty leaves its section out.
     """
     from jinja2 import Environment, StrictUndefined

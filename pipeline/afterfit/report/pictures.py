@@ -136,6 +136,30 @@ def spectrum(table: pa.Table) -> str:
         return _svg(figure)
 
 
+def bound(table: pa.Table) -> str:
+    """The bound on the log evidence, step by step, with its last value.
+
+    Args:
+        table: columns step, elbo; no others are read.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    steps, values = table["step"].to_pylist(), table["elbo"].to_pylist()
+    with _style():
+        figure = _figure(5.2, 3.2)
+        axes = figure.subplots()
+        few = len(values) <= 60
+        axes.plot(steps, values, color=COLOURS[1], marker="o" if few else "", markersize=3.5)
+        if values:
+            axes.annotate(
+                f"{values[-1]:.3g}", (steps[-1], values[-1]), (0, 6), textcoords="offset points", ha="right"
+            )
+        axes.set(xlabel="step", ylabel="ELBO (nats per example)")
+        axes.margins(y=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure)
+
+
 def bars(scores: pa.Table) -> str:
     """One small panel a score, one bar a predictor, each with its number.
 

@@ -40,6 +40,7 @@ def run() -> dict:
         "facts": {"num_weights": 123, "prior_precision": 0.5, "networks": ["a & b"]},
         **{name: pa.concat_tables(tables) for name, tables in parts.items()},
         "spectrum": pa.table({"index": [1, 2, 3], "eigenvalue": [10.0, 1.0, -1e-9]}),
+        "bound": pa.table({"step": [10, 20, 30], "elbo": [-2.0, -0.9, -0.5]}),
         "stages": pa.table(
             {"stage": ["gram"], "seconds": [1.5], "peak_mb": [100.0], "state": ["done"]},
         ),
