@@ -8,5 +8,6 @@ METHODS: Final[Mapping[str, str]] = {
     "ggn_nystrom": "afterfit.methods.ggn_nystrom:GgnNystrom",
     "null_space": "afterfit.methods.null_space:NullSpace",
     "slang": "afterfit.methods.slang:Slang",
+    "variational_dropout": "afterfit.methods.variational_dropout:VariationalDropout",
 }
 """Name -> module and class; imported when a configuration asks for it, so that the table costs nothing."""

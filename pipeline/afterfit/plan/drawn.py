@@ -98,8 +98,8 @@ class _CollectGaussianTask:
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         fitted = self.bench.input("fitted").facts
-        names = ("scale", "elbo", "divergence", "log_det_precision", "entropy")
-        facts = {name: fitted[name] for name in names} | likelihood_facts(self.recipe.likelihood)
+        names = ("scale", "elbo", "divergence", "log_det_precision", "entropy", "sparsity", "compression")
+        facts = {name: fitted[name] for name in names if name in fitted} | likelihood_facts(self.recipe.likelihood)
         num_draws = sum(self.bench.input(f"draws-{chunk}").facts["num"] for chunk in self.recipe.chunks)
         return Result(facts={**facts, "num_draws": num_draws, "notes": list(fitted["notes"])})
 

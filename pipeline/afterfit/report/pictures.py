@@ -151,9 +151,7 @@ def bound(table: pa.Table) -> str:
         few = len(values) <= 60
         axes.plot(steps, values, color=COLOURS[1], marker="o" if few else "", markersize=3.5)
         if values:
-            axes.annotate(
-                f"{values[-1]:.3g}", (steps[-1], values[-1]), (0, 6), textcoords="offset points", ha="right"
-            )
+            axes.annotate(f"{values[-1]:.3g}", (steps[-1], values[-1]), (0, 6), textcoords="offset points", ha="right")
         axes.set(xlabel="step", ylabel="ELBO (nats per example)")
         axes.margins(y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import pyarrow as pa
 import torch
@@ -49,13 +49,32 @@ class PointEstimate:
         return Training(self.settings, self.likelihood, bench)
 
 
+class Noisy(Protocol):
+    """Noise on the weights while they are trained: what is fitted of it, and its price."""
+
+    @property
+    def free(self) -> Mapping[str, Tensor]:
+        """Further parameters by name, as they start."""
+        ...
+
+    def sampled(self, weights: Mapping[str, Tensor], num_examples: int) -> AbstractContextManager[object]:
+        """Inside, the network runs with noise, on so many examples; `weights` has the further parameters too."""
+        ...
+
+    def price(self, weights: Mapping[str, Tensor], step: int) -> Tensor:
+        """In nats for all examples together; added to their negative log density."""
+        ...
+
+
 class Training:
     """Steps over minibatches. A state holds weights, buffers and AdamW's moments, flat, about 3 P numbers.
 
     A step costs one forward and backward pass over the batch, and holds P gradients a slice of this worker.
     """
 
-    def __init__(self, settings: TrainingSettings, likelihood: Likelihood, bench: Workbench):
+    def __init__(
+        self, settings: TrainingSettings, likelihood: Likelihood, bench: Workbench, noise: Noisy | None = None
+    ):
         if settings.label_smoothing and likelihood.name != Categorical.name:
             raise ConfigError(f"The {likelihood.name} likelihood has no classes; remove `label_smoothing`.")
         if isinstance(likelihood, Gaussian) and likelihood.noise_variance is None:
@@ -74,7 +93,9 @@ class Training:
         self.seed = Seed(settings.seed, ("training",))
         self.num_slices = settings.num_slices
         self.num_steps = self.schedule.epochs.num_steps
-        self._weights = _chosen(self.network.module, settings.train)
+        self.noise = noise
+        self._free = {} if noise is None else dict(noise.free)
+        self._weights = _chosen(self.network.module, settings.train) | self._free
         self._buffers = _saved_buffers(self.network.module)
 
     def init(self) -> State:
@@ -100,6 +121,10 @@ class Training:
         count = len(self.schedule.epochs.batch(number))
         loss = float(total["figure/loss"]) / count
         gradients = [total[f"gradient/{name}"].to(self.network.device) / count for name in self._weights]
+        figures = {"loss": loss, "learning_rate": self.schedule.learning_rate(number)}
+        if self.noise is not None:
+            gradients, price = self._priced(gradients, state, number)
+            figures["price"] = price
         length = math.sqrt(sum(float(dot(gradient, gradient)) for gradient in gradients))
         if not (math.isfinite(loss) and math.isfinite(length)):
             raise NumericalError(
@@ -108,12 +133,10 @@ class Training:
         clip = self.settings.gradient_clip
         if clip is not None and length > clip:
             gradients = [gradient * (clip / length) for gradient in gradients]
-        rate = self.schedule.learning_rate(number)
-        self._update(state, gradients, number, rate)
+        self._update(state, gradients, number, figures["learning_rate"])
         for name, value in self._buffers.items():
             mean = total[f"buffer/{name}"].to(self.network.device)
             state[_key(BUFFER, name, value)] = (mean / count if value.is_floating_point() else mean).to(value.dtype)
-        figures = {"loss": loss, "learning_rate": rate}
         if "figure/correct" in total:
             figures["accuracy"] = float(total["figure/correct"]) / count
         return state, Progress(Stop.FINISHED if number + 1 == self.num_steps else None, figures)
@@ -130,17 +153,16 @@ class Training:
     def _slice(self, state: State, number: int, which: int) -> State:
         """Summed gradients, figures and moved buffers of one slice."""
         batch = self.examples.batch(self.schedule.slice(number, which))
-        weights = {
-            name: state[_key(WEIGHT, name, value)].view(value.shape).detach().requires_grad_()
-            for name, value in self._weights.items()
-        }
+        weights = self._leaves(state)
         # Train mode moves running statistics in place: each slice moves its own copy from the same start.
         buffers = {
             name: state[_key(BUFFER, name, value)].view(value.shape).clone() for name, value in self._buffers.items()
         }
         device = self.network.device
-        with named_noise(self.seed.child("dropout", number, which), device), self._autocast():
-            outputs_BC = self.network(batch.inputs, {**weights, **buffers})
+        sampled = nullcontext() if self.noise is None else self.noise.sampled(weights, len(batch))
+        given = {name: weight for name, weight in weights.items() if name not in self._free}
+        with named_noise(self.seed.child("dropout", number, which), device), self._autocast(), sampled:
+            outputs_BC = self.network(batch.inputs, {**given, **buffers})
         targets = targets_of(batch).to(device)
         loss = self._loss(outputs_BC, targets)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -156,6 +178,23 @@ class Training:
         if correct is not None:
             part["figure/correct"] = correct.reshape(1)
         return part
+
+    def _leaves(self, state: State) -> dict[str, Tensor]:
+        return {
+            name: state[_key(WEIGHT, name, value)].view(value.shape).detach().requires_grad_()
+            for name, value in self._weights.items()
+        }
+
+    def _priced(self, gradients: list[Tensor], state: State, number: int) -> tuple[list[Tensor], float]:
+        """Gradients with that of the price, once for all slices and workers; and the price, nats an example."""
+        assert self.noise is not None
+        weights = self._leaves(state)
+        price = self.noise.price(weights, number) / self.examples.num_examples
+        if not price.requires_grad:
+            return gradients, float(price)
+        found = torch.autograd.grad(price, list(weights.values()), allow_unused=True)
+        pairs = zip(gradients, found, strict=True)
+        return [data if own is None else data + own.reshape(-1) for data, own in pairs], float(price.detach())
 
     def _loss(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
         smoothing = self.settings.label_smoothing

@@ -1,0 +1,1 @@
+"""Variational dropout: noise on weights or on what goes into them, and its local reparameterisation."""

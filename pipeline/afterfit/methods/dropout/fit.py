@@ -1,0 +1,143 @@
+"""Training with noise on the weights: the steps of a point estimate, sampled and priced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Gang, Progress, Result, State
+from afterfit.linalg.low_rank import entropy
+from afterfit.methods.dropout.local import Fitted, NoisyProducts
+from afterfit.methods.dropout.recipe import DropoutFit
+from afterfit.methods.dropout.sites import sites_of
+from afterfit.methods.dropout.weights import NoisyWeight
+from afterfit.network.functional import Network
+from afterfit.network.workbench import Workbench, bound_likelihood
+from afterfit.precision import CORE
+from afterfit.training.point_estimate import Training
+
+MARK = "#rate"
+"""Ends the name of what is fitted of a block's noise."""
+SPENT = "epoch/loss"
+"""Of the state: the sum of an epoch's losses, and how many."""
+PRUNED = 3.0
+"""Log alpha from which a weight is as good as absent."""
+
+
+class WeightNoise:
+    """See `afterfit.training.point_estimate.Noisy`."""
+
+    def __init__(self, recipe: DropoutFit, network: Network, inputs: Mapping[str, Tensor], num_steps: int) -> None:
+        self.recipe = recipe
+        self.num_steps = num_steps
+        self.blocks = {
+            name: NoisyWeight(recipe.choices, site, tuple(network.weights[name].shape))
+            for name, site in sites_of(network, inputs, recipe.weights).items()
+        }
+        self._start = {
+            name + MARK: noisy.start(network.weights[name], recipe.rate) for name, noisy in self.blocks.items()
+        }
+
+    @property
+    def free(self) -> Mapping[str, Tensor]:
+        """Rates, if they are fitted."""
+        return self._start if self.recipe.is_fitted else {}
+
+    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Fitted]:
+        """Block -> its noise at some parameters."""
+        rates = self._start | {name: weight for name, weight in weights.items() if name in self._start}
+        return {
+            name: Fitted(noisy, weights[name], rates[name + MARK].to(weights[name].device))
+            for name, noisy in self.blocks.items()
+        }
+
+    def sampled(self, weights: Mapping[str, Tensor], num_examples: int) -> AbstractContextManager[object]:
+        """See `Noisy.sampled`."""
+        return NoisyProducts(list(self.fitted(weights).values()), self.recipe.estimator, num_examples)
+
+    def divergence(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Of all noise from its prior, nats."""
+        parts = [one.noisy.divergence(one.mean, one.free) for one in self.fitted(weights).values()]
+        return torch.stack([part.to(parts[0]) for part in parts]).sum()
+
+    def price(self, weights: Mapping[str, Tensor], step: int) -> Tensor:
+        """The divergence, in part while it warms up."""
+        recipe = self.recipe
+        risen = min(1.0, (step + 1) / max(1.0, recipe.warm_up * self.num_steps))
+        return recipe.price * risen * self.divergence(weights)
+
+
+class DropoutTraining(Training):
+    """See `DropoutFit`."""
+
+    noise: WeightNoise
+
+    def __init__(self, recipe: DropoutFit, bench: Workbench) -> None:
+        self.recipe = replace(recipe, likelihood=bound_likelihood(recipe.likelihood, bench))
+        self.bench = bench
+        steps = self.recipe.settings.epochs * -(-bench.num_examples("train") // self.recipe.settings.batch_size)
+        first = bench.data("train").batch([0])
+        noise = WeightNoise(self.recipe, bench.network, first.inputs, steps)
+        super().__init__(self.recipe.settings, self.recipe.likelihood, bench, noise)
+
+    def init(self) -> State:
+        """As for a point estimate."""
+        return {**super().init(), SPENT: torch.zeros(2, dtype=CORE)}
+
+    def step(self, state: State, number: int, gang: Gang) -> tuple[State, Progress]:
+        """As for a point estimate; the bound once an epoch, with the epoch's mean loss, which is a little behind."""
+        moved, progress = super().step(state, number, gang)
+        spent = moved[SPENT] + torch.tensor([progress.figures["loss"], 1.0], dtype=CORE).to(moved[SPENT].device)
+        figures = dict(progress.figures)
+        if (number + 1) % self.schedule.epochs.steps_an_epoch == 0:
+            divergence = float(self.noise.divergence(self._shaped(moved)).detach())
+            figures["divergence"] = divergence
+            loss = float(spent[0] / spent[1])
+            figures["elbo"] = -loss - divergence / self.examples.num_examples
+            spent = torch.zeros_like(spent)
+        return {**moved, SPENT: spent}, Progress(progress.stop, figures)
+
+    def finalise(self, state: State, progress: pa.Table) -> Result:
+        """The weights, what was fitted of the noise, and what to know of it."""
+        made = super().finalise(state, progress)
+        shaped = self._shaped(state)
+        entries = {name: entry for name, entry in made.facts["state"].items() if not name.endswith(MARK)}
+        fitted = self.noise.fitted(shaped)
+        known = {name: progress.column(name).drop_null().to_pylist()[-1] for name in ("elbo", "divergence")}
+        facts = {
+            **made.facts,
+            **known,
+            **self._gaussian(fitted),
+            **sparsity(fitted, sum(value.numel() for name, value in shaped.items() if not name.endswith(MARK))),
+            "state": entries,
+            "scale": 1.0,
+            "noisy": {name: list(one.noisy.site) for name, one in fitted.items()},
+            "notes": [],
+        }
+        rates = [(name, one.free.reshape(-1)) for name, one in fitted.items()]
+        return replace(made, tensors={**made.tensors, "rates": rates}, facts=facts)
+
+    def _gaussian(self, fitted: Mapping[str, Fitted]) -> dict[str, float]:
+        """Of independent noise, over the noisy weights."""
+        if self.recipe.choices.noise != "independent":
+            return {}
+        log_det = -sum(
+            one.noisy.variance(one.mean, one.free).to(CORE).clamp_min(1e-300).log().sum() for one in fitted.values()
+        )
+        count = sum(one.mean.numel() for one in fitted.values())
+        return {"log_det_precision": float(log_det), "entropy": float(entropy(torch.as_tensor(log_det), count))}
+
+    def _shaped(self, state: State) -> dict[str, Tensor]:
+        return {name: leaf.detach() for name, leaf in self._leaves(state).items()}
+
+
+def sparsity(fitted: Mapping[str, Fitted], num_weights: int) -> dict[str, float]:
+    """Part of the noisy weights at log alpha of 3 and above, and all weights over those that are left."""
+    noisy = sum(one.mean.numel() for one in fitted.values())
+    pruned = sum(int(one.noisy.is_pruned(one.mean, one.free, PRUNED).sum()) for one in fitted.values())
+    return {"sparsity": pruned / noisy, "compression": num_weights / max(num_weights - pruned, 1)}

@@ -1,0 +1,151 @@
+"""A mode under which products of data and noisy weights are sampled, whatever module makes them.
+
+Estimators, for B = A W and w of mean theta and variance v: `local` draws what comes out, N(A theta, A^2 v), for each
+example and position by itself; `per_example` draws weights for every example; `per_batch` draws them once. Correlated
+noise multiplies what goes in, and needs one product only.
+
+Source: Kingma, Salimans, Welling (2015), arXiv:1506.02557.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from afterfit.methods.dropout.weights import NoisyWeight, Site
+
+Estimator = Literal["local", "per_example", "per_batch"]
+FLOOR = 1e-12
+"""Of a variance, so that its root has a gradient."""
+
+
+class Fitted(NamedTuple):
+    """A noisy weight at the present parameters."""
+
+    noisy: NoisyWeight
+    mean: Tensor
+    free: Tensor
+
+
+class Call(NamedTuple):
+    """A product of data and a weight."""
+
+    data: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    site: Site
+    unit_axis: int  # of the data
+
+
+def call_of(func: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Call | None:
+    """What an operation is, if it is such a product."""
+    read = _READERS.get(func)
+    return None if read is None else read(func, args, dict(kwargs))
+
+
+def _linear(_: Callable, args: tuple, kwargs: dict[str, Any]) -> Call:
+    given = _named(("input", "weight", "bias"), args, kwargs)
+    return Call(given["input"], given["weight"], given.get("bias"), F.linear, Site(1), -1)
+
+
+def _addmm(_: Callable, args: tuple, kwargs: dict[str, Any]) -> Call | None:
+    given = _named(("bias", "input", "weight"), args, kwargs)
+    if given.keys() - {"bias", "input", "weight"}:
+        return None
+
+    def product(data: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return data @ weight if bias is None else torch.addmm(bias, data, weight)
+
+    return Call(given["input"], given["weight"], given["bias"], product, Site(0), -1)
+
+
+def _convolution(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Call:
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = _named(names, args, kwargs)
+    data, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+
+    def product(data: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return func(data, weight, bias, **given)
+
+    return Call(data, weight, bias, product, Site(1, given.get("groups", 1)), 1 - weight.dim())
+
+
+def _named(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+_READERS: Mapping[Callable, Callable[[Callable, tuple, dict[str, Any]], Call | None]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    torch.conv1d: _convolution,
+    torch.conv2d: _convolution,
+}
+
+
+class NoisyProducts(TorchFunctionMode):
+    """Samples the products with some weights.
+
+    Args:
+        weights: of every noisy tensor.
+        estimator: of the noise.
+        num_examples: B of the micro-batch, the first dimension of what the network is given.
+    """
+
+    def __init__(self, weights: list[Fitted], estimator: Estimator, num_examples: int):
+        super().__init__()
+        self._weights = {id(fitted.mean): fitted for fitted in weights}
+        self._drawn: dict[int, Tensor] = {}  # one draw a batch
+        self.estimator = estimator
+        self.num_examples = num_examples
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        call = call_of(func, args, kwargs or {})
+        fitted = None if call is None else self._weights.get(id(call.weight))
+        if call is None or fitted is None:
+            return func(*args, **(kwargs or {}))
+        if fitted.noisy.choices.noise == "independent":
+            return self._independent(call, fitted)
+        return call.product(call.data * self._factors(call, fitted), call.weight, call.bias)
+
+    def _independent(self, call: Call, fitted: Fitted) -> Tensor:
+        variance = fitted.noisy.variance(fitted.mean, fitted.free).to(call.weight)
+        if self.estimator == "local":
+            mean = call.product(call.data, call.weight, call.bias)
+            spread = call.product(call.data.square(), variance, None).clamp_min(0)
+            return mean + (spread + FLOOR).sqrt() * torch.randn_like(mean)
+        deviation = (variance + FLOOR).sqrt()
+        if self.estimator == "per_batch":
+            noise = self._drawn.setdefault(id(fitted.mean), torch.randn_like(deviation))
+            return call.product(call.data, call.weight + deviation * noise, call.bias)
+        noise = torch.randn(self.num_examples, *deviation.shape, dtype=deviation.dtype, device=deviation.device)
+        weights = call.weight + deviation * noise
+        parts = call.data.view(self.num_examples, -1, *call.data.shape[1:]).unbind()
+        return torch.cat([call.product(data, one, call.bias) for data, one in zip(parts, weights, strict=True)])
+
+    def _factors(self, call: Call, fitted: Fitted) -> Tensor:
+        """Multipliers of the input units, of mean 1."""
+        alpha = fitted.noisy.log_alpha(fitted.mean, fitted.free).exp().to(call.data)
+        after = -1 - call.unit_axis
+        alpha = alpha.view(-1, *[1] * after) if alpha.numel() > 1 else alpha.view(())
+        sizes = list(call.data.shape)
+        if self.estimator != "local":  # the same at all positions
+            sizes = [1] * call.data.dim()
+            sizes[call.unit_axis] = call.data.shape[call.unit_axis]
+            if self.estimator == "per_example":
+                sizes[0] = self.num_examples
+        if fitted.noisy.choices.noise == "bernoulli":
+            kept = 1 / (1 + alpha)
+            factors = (torch.rand(sizes, dtype=alpha.dtype, device=alpha.device) < kept) / kept
+        else:
+            factors = 1 + (alpha + FLOOR).sqrt() * torch.randn(sizes, dtype=alpha.dtype, device=alpha.device)
+        if self.estimator == "per_example":
+            factors = factors.repeat_interleave(call.data.shape[0] // self.num_examples, dim=0)
+        return factors
