@@ -25,7 +25,6 @@ class ToyDraws(Frozen):
 
     posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
     narrower: ClassVar[str] = "lower `method.scale`"
-    num_cotangents: ClassVar[int | None] = None
     name: Literal["toy_draws"] = "toy_draws"
     num_draws: int = 6
     """S."""

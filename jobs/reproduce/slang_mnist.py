@@ -23,7 +23,7 @@ from record import Budget, Target, open_record, show
 NAME = "slang_mnist"
 CONFIG = Path(__file__).resolve().parents[2] / "configs/slang/mnist.yaml"
 RANKS = (1, 4, 16)
-EPOCHS: Mapping[Budget, int] = {"hour": 12, "full": 40}
+EPOCHS: Mapping[Budget, int] = {"hour": 20, "full": 80}
 TARGETS: Mapping[str, Target] = {"error_L16": ("<=", 1.9)}
 
 

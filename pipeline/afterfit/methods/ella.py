@@ -35,7 +35,6 @@ class Ella(Frozen):
 
     posterior: ClassVar[Literal["subspace", "draws"]] = "subspace"
     narrower: ClassVar[str] = "raise `method.prior_precision`, or let it be chosen by validation"
-    num_cotangents: ClassVar[int | None] = None
     name: Literal["ella"] = "ella"
     num_landmarks: int = Field(2000, gt=0)
     """M: rows of the training Jacobian that span the kernel; at most examples x outputs."""

@@ -45,7 +45,6 @@ class GgnNystrom(Frozen):
 
     posterior: ClassVar[Literal["subspace", "draws"]] = "subspace"
     narrower: ClassVar[str] = "raise `method.prior_precision`, or let it be chosen by validation"
-    num_cotangents: ClassVar[int | None] = None
     name: Literal["ggn_nystrom"] = "ggn_nystrom"
     num_probes: int = Field(64, gt=0)
     """S: random sign columns; the rank plus ten is usual."""

@@ -36,7 +36,6 @@ class NullSpace(Frozen):
     name: Literal["null_space"] = "null_space"
     posterior: ClassVar[Literal["draws"]] = "draws"
     narrower: ClassVar[str] = "lower `method.scale`, or let it be chosen by validation"
-    num_cotangents: ClassVar[int | None] = None
     kernel: Literal["predictive", "loss", "per_layer", "global_basis"] = "predictive"
     """`predictive` keeps every output of the protected examples; `loss` their losses only, with one row an example;
     `per_layer` keeps every output in each layer alone, a subset of `predictive`; `global_basis` only keeps away from

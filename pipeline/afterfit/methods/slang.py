@@ -34,7 +34,6 @@ class Slang(Frozen):
     name: Literal["slang"] = "slang"
     posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
     narrower: ClassVar[str] = "raise `method.prior_precision`"
-    num_cotangents: ClassVar[int | None] = 1  # the gradient of its loss
     scale: ClassVar[float] = 1.0  # draws are displacements as they are
     loss: ClassVar[None] = None
     rank: int = Field(5, gt=0)
@@ -99,6 +98,11 @@ class Slang(Frozen):
                 f"A step of {smallest} examples at {self.draws_per_step} draws cannot be cut into {self.num_slices} "
                 "slices; lower `num_slices`, or raise `batch_size` or `draws_per_step`."
             )
+
+    @property
+    def num_cotangents(self) -> int | None:
+        """The gradient of an example's loss; those of the GGN that a fit may start from."""
+        return 1 if self.start == "network" else None
 
     @property
     def rates(self) -> tuple[float, float]:

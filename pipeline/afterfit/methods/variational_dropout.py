@@ -35,7 +35,6 @@ class VariationalDropout(Frozen):
     name: Literal["variational_dropout"] = "variational_dropout"
     posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
     narrower: ClassVar[str] = "lower `method.rate`, or `method.kl_weight`"
-    num_cotangents: ClassVar[int | None] = None
     scale: ClassVar[float] = 1.0  # draws are displacements as they are
     loss: ClassVar[None] = None
     noise: Noise = "independent"

@@ -31,9 +31,6 @@ class Method(Protocol):
     narrower: ClassVar[str]
     """How its posterior is made narrower, for people: "raise ..."."""
 
-    num_cotangents: ClassVar[int | None]
-    """Of an example, at most, which bounds the micro-batches that fit the memory; None: one for each output."""
-
     @property
     def name(self) -> str:
         """Its name in the table."""
@@ -49,6 +46,16 @@ class Method(Protocol):
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """Its stages by name; the outline has no inputs yet."""
+        ...
+
+
+@runtime_checkable
+class FewRows(Protocol):
+    """A method whose stages may take fewer rows of an example than it has outputs, and so larger micro-batches."""
+
+    @property
+    def num_cotangents(self) -> int | None:
+        """Of an example, at most; None: one for each output."""
         ...
 
 
@@ -174,7 +181,8 @@ class FitRequest:
     def with_memory(self, memory_gb: float) -> "FitRequest":
         """The same fit with another budget, and the micro-batch that follows from it, unless it was given."""
         numbers = self.coverage.gradient_numbers if self.coverage else 0
-        cotangents = self.method.num_cotangents or self.num_outputs
+        fewer = self.method.num_cotangents if isinstance(self.method, FewRows) else None
+        cotangents = fewer or self.num_outputs
         sizes = (self.layout, cotangents, memory_gb, self.state_bytes, numbers)
         size = micro_batch(*sizes) if self.has_auto_micro_batch else self.micro_batch
         return replace(self, memory_gb=memory_gb, micro_batch=size)

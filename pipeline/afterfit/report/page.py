@@ -38,7 +38,7 @@ PICTURES: Final[Mapping[str, Picture]] = {
         pictures.bound,
         "Evidence lower bound",
         "What the fit raises, after each epoch: the mean log density of the training data, less the divergence from "
-        "the prior. Where it still rises at the end, more epochs would help.",
+        "the prior times the temperature. Where it still rises at the end, more epochs would help.",
     ),
     "spectrum": Picture(
         pictures.spectrum,

@@ -17,6 +17,8 @@ from afterfit.layout import Tile
 from afterfit.precision import CORE
 from afterfit.rows.tape_rows import TapeRows
 
+LONG = 4096
+"""From so many numbers on, one row after another is read faster than all are squared."""
 HELD_BYTES = 1 << 26
 """Of what a contraction holds besides its operands."""
 
@@ -108,7 +110,9 @@ class Outer:
 
 
 def squared_lengths(columns_kp: Tensor) -> Tensor:
-    """Sums of squares over k, (p,), without another tensor of that size."""
+    """Sums of squares over k, (p,); of long rows without another tensor of that size."""
+    if columns_kp.shape[1] < LONG:
+        return columns_kp.square().sum(dim=0)
     first_p, *others = columns_kp
     total_p = first_p * first_p
     for row_p in others:

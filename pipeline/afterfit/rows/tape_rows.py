@@ -177,11 +177,11 @@ class TapeRows:
         piece = next(piece for piece in pieces_of(tile) if piece.block == block)
         uses = self._uses(piece)
         if _BY_REVERSE_MODE in uses:
-            return self._by_reverse_mode(piece)
+            return self._by_reverse_mode(piece).contiguous()
         shape = (self.num_cotangents, len(self.batch), piece.size)
         rows_SBp = torch.empty(shape, dtype=self.dtype, device=self._device_of(piece))
         self._write(piece, uses, rows_SBp)
-        return rows_SBp
+        return rows_SBp.to(self.outputs_BC.device)
 
     def _goes_by_columns(self, num_columns: int, price: Callable[[float, int], float]) -> bool:
         """Whether a pass for each column is cheaper than one for each cotangent."""

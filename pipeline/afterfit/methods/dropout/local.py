@@ -136,16 +136,16 @@ class NoisyProducts(TorchFunctionMode):
         after = -1 - call.unit_axis
         alpha = alpha.view(-1, *[1] * after) if alpha.numel() > 1 else alpha.view(())
         sizes = list(call.data.shape)
-        if self.estimator != "local":  # the same at all positions
+        is_each = self.estimator == "per_example" or (self.estimator == "local" and after > 0)
+        if self.estimator == "per_batch" or is_each:  # a kernel meets a unit at several positions: one factor for all
             sizes = [1] * call.data.dim()
             sizes[call.unit_axis] = call.data.shape[call.unit_axis]
-            if self.estimator == "per_example":
-                sizes[0] = self.num_examples
+            sizes[0] = self.num_examples if is_each else 1
         if fitted.noisy.choices.noise == "bernoulli":
             kept = 1 / (1 + alpha)
             factors = (torch.rand(sizes, dtype=alpha.dtype, device=alpha.device) < kept) / kept
         else:
             factors = 1 + (alpha + FLOOR).sqrt() * torch.randn(sizes, dtype=alpha.dtype, device=alpha.device)
-        if self.estimator == "per_example":
+        if is_each:
             factors = factors.repeat_interleave(call.data.shape[0] // self.num_examples, dim=0)
         return factors

@@ -15,7 +15,7 @@ from afterfit.layout import Tile
 from afterfit.linalg.low_rank import Core, divergence_part, variances
 from afterfit.methods.natural_gradient.recipe import NaturalGradient, prior_of
 from afterfit.methods.natural_gradient.update import Combination, Rates, Shares, next_diagonal
-from afterfit.precision import CORE
+from afterfit.precision import CORE, dot
 from afterfit.rows.factored import Factored, joined, squared_lengths
 from afterfit.seeds import Seed, quick_normals
 
@@ -55,7 +55,7 @@ class Moves(NamedTuple):
 
 
 class Shard:
-    """Works on the tensors of a state, which it replaces."""
+    """Works on the tensors of a state: U and the momentum are written over, the others replaced."""
 
     def __init__(
         self, recipe: NaturalGradient, tiles: Sequence[Tile], state: dict[str, Tensor], scratch: "Scratch"
@@ -124,7 +124,7 @@ class Shard:
         return total_nk
 
     def move_precision(self, rows: StepRows, combination: Combination, rates: Rates) -> State:
-        """U, D and the momentum to the next step's, in place.
+        """To the next step's: U and the momentum in their memory, D in other.
 
         Returns:
             Parts of V^T V and V^T w for the new V, w = D^-1/2 (gradient of the mean); the smallest of D; and the
@@ -136,11 +136,10 @@ class Shard:
         moves = Moves(combination.of_factor_LL.T, torch.cat([of_rows_LX, of_mean_1X]), rates)
         sums = {"gram": torch.zeros(rank, rank, dtype=CORE), "solved": torch.zeros(rank, 1, dtype=CORE)}
         ends = [self._move(tile, rows.of(tile), moves, sums) for tile in self.tiles]
-        smallest, added = zip(*ends, strict=True)
         return {
             **sums,
-            "smallest": torch.tensor(smallest, dtype=CORE),
-            "added": torch.tensor(added, dtype=CORE),
+            "smallest": torch.tensor([least for least, _ in ends], dtype=CORE),
+            "added": torch.tensor([most for _, most in ends], dtype=CORE),
         }
 
     def _move(
@@ -152,7 +151,7 @@ class Shard:
         both_np, scaled_Lp = self._scratch.pair(factor_Lp)
         moved_Lp = torch.mm(moves.of_factor_LL.to(factor_Lp), factor_Lp, out=both_np[:rank])
         torch.mul(momentum_p, self.recipe.momentum, out=both_np[rank])
-        before_p = rates.shares.kept * self._scratch.squares(tile.name, factor_Lp)
+        before_p = rates.shares.kept * squared_lengths(factor_Lp)
         weights_nX = moves.of_rows_nX.to(factor_Lp)
         for place, made in rows:
             before_p[place] += rates.shares.taken * made.squares()
@@ -162,10 +161,9 @@ class Shard:
         factor_Lp.copy_(moved_Lp)
         momentum_p.copy_(both_np[rank])
         self.state[f"factor/{tile.name}"], self.state[f"diagonal/{tile.name}"] = factor_Lp.T, next_p
-        self._scratch.keep(tile.name, factor_Lp, after_p)
         torch.div(moved_Lp, next_p, out=scaled_Lp)
-        sums["gram"].add_((moved_Lp @ scaled_Lp.T).to(CORE))
-        sums["solved"].add_((scaled_Lp @ self._slope(tile)[:, None]).to(CORE))
+        sums["gram"].add_((moved_Lp @ scaled_Lp.T).to(sums["gram"]))
+        sums["solved"].add_((scaled_Lp @ self._slope(tile)[:, None]).to(sums["solved"]))
         return float(next_p.min()), float(((after_p - before_p) / (after_p + next_p)).max().clamp_min(0))
 
     # The mean.
@@ -183,7 +181,7 @@ class Shard:
             moved_p = rates.mean * slope_p / self._of("diagonal", tile)
             mean_p = self._of("mean", tile) + moved_p
             self.state[f"mean/{tile.name}"] = mean_p
-            lengths += torch.stack([moved_p @ moved_p, mean_p @ mean_p]).to(lengths)
+            lengths += torch.stack([dot(moved_p, moved_p), dot(mean_p, mean_p)]).cpu()
         return {"lengths": lengths}
 
     def _slope(self, tile: Tile) -> Tensor:
@@ -216,28 +214,16 @@ class Shard:
 
 
 class Scratch:
-    """What stays from step to step: fresh pages cost as much as the products that fill them."""
+    """Memory that stays from step to step: fresh pages cost as much as the products that fill them."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
-        self._squares: dict[str, tuple[Tensor, Tensor]] = {}  # of a tile: U, and the diagonal of U U^T
 
     def pair(self, factor_Lp: Tensor) -> tuple[Tensor, Tensor]:
         """Two tensors (L + 1, p) and (L, p), with anything in them, until the next are asked for."""
         rank, num = factor_Lp.shape
-        size = (2 * rank + 1) * num
-        if self._memory.numel() < size or self._memory.dtype != factor_Lp.dtype:
+        size, memory = (2 * rank + 1) * num, self._memory
+        if memory.numel() < size or memory.dtype != factor_Lp.dtype or memory.device != factor_Lp.device:
             self._memory = factor_Lp.new_empty(size)
         whole = self._memory[:size].view(-1, num)
         return whole[: rank + 1], whole[rank + 1 :]
-
-    def squares(self, name: str, factor_Lp: Tensor) -> Tensor:
-        """Diagonal of U U^T, (p,): that after a step is that before the next."""
-        known = self._squares.get(name)
-        if known is not None and known[0].data_ptr() == factor_Lp.data_ptr():
-            return known[1]
-        return squared_lengths(factor_Lp)
-
-    def keep(self, name: str, factor_Lp: Tensor, squares_p: Tensor) -> None:
-        """For the next step of the same U."""
-        self._squares[name] = (factor_Lp, squares_p)

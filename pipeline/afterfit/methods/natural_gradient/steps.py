@@ -160,8 +160,14 @@ class NaturalGradientSteps:
         if recipe.truncation != "exact":
             figures["truncation_residual"] = cut.residual
         if (number + 1) % self.epochs.steps_an_epoch == 0:
-            figures |= self._evidence(shards, core, held, gang)
+            evidence = self._evidence(shards, core, held, gang)
+            figures |= evidence if self._is_final(number) else {"divergence": evidence["divergence"]}
         return held, Progress(Stop.FINISHED if number + 1 == self.num_steps else None, figures)
+
+    def _is_final(self, number: int) -> bool:
+        """Whether an epoch that ends with this step had the likelihood itself, or is the last."""
+        start = number + 1 - self.epochs.steps_an_epoch
+        return number + 1 == self.num_steps or self.recipe.at(start, self.num_steps) == self.recipe.likelihood
 
     def _rates(self, number: int, num_rows: int) -> Rates:
         recipe = self.recipe
