@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from afterfit.algebra import Progress, Result, State, Unit, merge_in_order
+from afterfit.engine.gang import LoneGang
+from afterfit.engine.progress import appended
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration
 from afterfit.plan.bench import Bench, BenchSpec
@@ -97,6 +99,15 @@ def run_stage(declaration: Declaration, bench: MemoryBench) -> Made:
     elif recipe.verb == "reduce":
         total = reduce(lambda left, right: {**left, **right}, _sums(bound, units, lambda u: bound.leaf(u, cursor)))
         artifact.add(bound.finalise(total))
+    elif hasattr(bound, "num_slices"):  # steps of a gang
+        state, gang = dict(bound.init()), LoneGang(bound.num_slices)
+        figures: list[tuple[int, Mapping[str, float]]] = []
+        stop = None
+        while stop is None:
+            state, progress = bound.step(state, len(figures), gang)
+            stop = progress.stop
+            figures.append((len(figures) + 1, progress.figures))
+        artifact.add(bound.finalise(state, appended(None, "step", figures)))
     else:
         state, progress = dict(bound.init()), Progress(None, {})
         while progress.stop is None:

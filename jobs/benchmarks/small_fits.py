@@ -95,6 +95,18 @@ FITS: Final[Mapping[str, Mapping[str, Any]]] = {
         "num_shards": 4,
         "memory_gb": 2e-3,
     },
+    "variational_dropout": {
+        **SHARED,
+        "name": "variational_dropout",
+        "method": {
+            "name": "variational_dropout",
+            "training": {"epochs": 2, "batch_size": 24, "learning_rate": 1e-2, "num_slices": 4},
+            "num_draws": 3,
+            "more_draws": [5],
+        },
+        "num_shards": 4,
+        "memory_gb": 2e-3,
+    },
 }
 """Name -> configuration. The memory makes groups of 2 and of 4 of the 8 tiles."""
 

@@ -8,10 +8,21 @@ if TYPE_CHECKING:
     from afterfit.methods.ggn_nystrom import GgnNystrom
     from afterfit.methods.null_space import NullSpace
     from afterfit.methods.slang import Slang
+    from afterfit.methods.variational_dropout import VariationalDropout
     from afterfit.plan.api import Posterior, fit, load
 
 __version__ = "0.1.0"
-__all__ = ["Ella", "GgnNystrom", "NullSpace", "Posterior", "Slang", "__version__", "fit", "load"]
+__all__ = [
+    "Ella",
+    "GgnNystrom",
+    "NullSpace",
+    "Posterior",
+    "Slang",
+    "VariationalDropout",
+    "__version__",
+    "fit",
+    "load",
+]
 
 _HOME = {
     "Ella": "afterfit.methods.ella",
@@ -19,6 +30,7 @@ _HOME = {
     "NullSpace": "afterfit.methods.null_space",
     "Posterior": "afterfit.plan.api",
     "Slang": "afterfit.methods.slang",
+    "VariationalDropout": "afterfit.methods.variational_dropout",
     "fit": "afterfit.plan.api",
     "load": "afterfit.plan.api",
 }

@@ -26,6 +26,8 @@ MOMENTS = {
     "a shard's part of a save": ("slang", "write", "variational/", "/slice-002", "factor"),
     "the save of all shards": ("slang", "mark", "variational/", "/common"),
     "the end of a fit in shards": ("slang", "write", "variational/", "mean_float32"),
+    "a step with noisy weights": ("variational_dropout", "item", "variational/", "/step/"),
+    "the rates of the noise": ("variational_dropout", "write", "variational/", "rates"),
     "the plain network at a draw": ("null_space_cg", "item", "features-test-00000/", "/at/00000002"),
 }
 

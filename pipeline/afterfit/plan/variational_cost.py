@@ -72,9 +72,26 @@ def _collect_gaussian(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Count
     return Counted(0.0, 0.0, 0.0)
 
 
+def _dropout_fit(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    """A second product, and its backward pass, for the variances of what comes out."""
+    has_second = recipe.estimator == "local" and recipe.choices.noise == "independent"
+    passes = (6 if has_second else 3) * sizes.forward(sizes.num_examples("train")) * recipe.settings.epochs
+    fitted = 2 if recipe.is_fitted and recipe.choices.sharing == "weight" else 1
+    weights = float(fitted * sizes.num_weights * sizes.state_bytes)
+    return Counted(passes, 4 * weights, weights, is_budgeted=False, device_bytes=4 * weights)
+
+
+def _dropout_draws(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    drawn = float(sizes.num_weights * recipe.num * sizes.state_bytes)
+    largest = max(block.size for block in sizes.layout.blocks)
+    return Counted(drawn, float(2 * largest * recipe.num * sizes.state_bytes), drawn)
+
+
 VARIATIONAL_COSTS: Final[Mapping[str, Callable[[Any, Sequence[Unit], Sizes], Counted]]] = {
     "NaturalGradient": _natural_gradient,
     "GaussianDraws": _gaussian_draws,
     "CollectGaussian": _collect_gaussian,
+    "DropoutFit": _dropout_fit,
+    "DropoutDraws": _dropout_draws,
 }
 """As `COSTS`."""

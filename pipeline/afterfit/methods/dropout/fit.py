@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Gang, Progress, Result, State
+from afterfit.errors import NetworkError
 from afterfit.linalg.low_rank import entropy
 from afterfit.methods.dropout.local import Fitted, NoisyProducts
 from afterfit.methods.dropout.recipe import DropoutFit
@@ -81,6 +82,11 @@ class DropoutTraining(Training):
         self.recipe = replace(recipe, likelihood=bound_likelihood(recipe.likelihood, bench))
         self.bench = bench
         steps = self.recipe.settings.epochs * -(-bench.num_examples("train") // self.recipe.settings.batch_size)
+        if any(getattr(part, "gradient_checkpointing", False) is True for part in bench.network.module.modules()):
+            raise NetworkError(
+                "Layers that are checkpointed run again in the backward pass, without their noise; call "
+                "`network.gradient_checkpointing_disable()`."
+            )
         first = bench.data("train").batch([0])
         noise = WeightNoise(self.recipe, bench.network, first.inputs, steps)
         super().__init__(self.recipe.settings, self.recipe.likelihood, bench, noise)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from afterfit.methods.dropout.attention import PROJECTIONS, attended, attention_of
 from afterfit.methods.dropout.weights import NoisyWeight, Site
 
 Estimator = Literal["local", "per_example", "per_batch"]
@@ -107,10 +108,22 @@ class NoisyProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        attention = attention_of(func, args, kwargs or {})
+        if attention is not None and any(id(attention[name]) in self._weights for name in PROJECTIONS):
+            return attended(attention, self._linear)
         call = call_of(func, args, kwargs or {})
-        fitted = None if call is None else self._weights.get(id(call.weight))
-        if call is None or fitted is None:
-            return func(*args, **(kwargs or {}))
+        sampled = None if call is None else self._sampled(call)
+        return func(*args, **(kwargs or {})) if sampled is None else sampled
+
+    def _linear(self, data: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        sampled = self._sampled(Call(data, weight, bias, F.linear, Site(1), -1))
+        return F.linear(data, weight, bias) if sampled is None else sampled
+
+    def _sampled(self, call: Call) -> Tensor | None:
+        """None where the weight has no noise."""
+        fitted = self._weights.get(id(call.weight))
+        if fitted is None:
+            return None
         if fitted.noisy.choices.noise == "independent":
             return self._independent(call, fitted)
         return call.product(call.data * self._factors(call, fitted), call.weight, call.bias)

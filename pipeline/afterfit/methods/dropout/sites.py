@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from afterfit.errors import ConfigError
+from afterfit.methods.dropout.attention import PROJECTIONS, attention_of
 from afterfit.methods.dropout.local import call_of
 from afterfit.methods.dropout.weights import Site
 from afterfit.network.functional import Network
@@ -27,10 +28,10 @@ class _Seen(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        call = call_of(func, args, kwargs or {})
-        name = None if call is None else self._names.get(id(call.weight))
-        if call is not None and name is not None:
-            self.sites[name] = call.site
+        call, attention = call_of(func, args, kwargs or {}), attention_of(func, args, kwargs or {})
+        met = [] if call is None else [(call.weight, call.site)]
+        met += [] if attention is None else [(attention[name], Site(1)) for name in PROJECTIONS]
+        self.sites |= {self._names[id(weight)]: site for weight, site in met if id(weight) in self._names}
         return func(*args, **(kwargs or {}))
 
 

@@ -1,0 +1,206 @@
+"""Variational dropout: what it refuses, where it puts noise, its gradients, and its draws."""
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from afterfit.engine.gang import LoneGang
+from afterfit.errors import ConfigError, NetworkError
+from afterfit.methods.dropout.fit import MARK, DropoutTraining
+from afterfit.methods.dropout.local import NoisyProducts
+from afterfit.methods.dropout.sites import sites_of
+from afterfit.methods.dropout.weights import Site
+from afterfit.methods.variational_dropout import NoisyTraining, VariationalDropout
+from afterfit.network.functional import Network
+from afterfit.network.likelihoods import Categorical, Gaussian
+from afterfit.network.noise import named_noise
+from afterfit.plan.bench import Bench
+from afterfit.plan.resolve import request_from_objects
+from afterfit.training.point_estimate import targets_of
+from cases import NETWORK_CASES, NetworkCase, case_named
+from memory_engine import stages_in_memory
+
+TYPE_A: dict[str, Any] = {"noise": "correlated", "sharing": "unit"}
+
+
+def fit_of(case: NetworkCase, module: nn.Module | None = None, **choices: Any) -> DropoutTraining:
+    choices.setdefault("training", NoisyTraining(epochs=2, batch_size=6))
+    method = VariationalDropout(**choices)
+    module = case.module() if module is None else module
+    request = request_from_objects(module, {"train": case.items}, method, case.likelihood, output=case.output)
+    bench = Bench(request.bench("", {}))
+    recipe: Any = method.stages(_known(case), bench)["variational"].recipe
+    return recipe.on(bench)
+
+
+def _known(case: NetworkCase) -> Any:
+    return Gaussian(0.5) if isinstance(case.likelihood, Gaussian) else case.likelihood
+
+
+@pytest.mark.parametrize(
+    ("choices", "says"),
+    [
+        ({"noise": "correlated"}, "set `sharing` to unit or layer"),
+        ({**TYPE_A, "parametrisation": "additive"}, "set `parametrisation` to multiplicative"),
+        ({**TYPE_A, "kl": "proper_prior"}, "no density of their own; set `kl`"),
+        ({"noise": "bernoulli", "sharing": "layer"}, "set `learn: false`"),
+        ({"kl": "kingma", "rate": 2.0}, "holds up to 1"),
+    ],
+)
+def test_choices_that_mean_nothing_together_are_refused(choices, says):
+    with pytest.raises(ConfigError, match=says):
+        VariationalDropout(**choices).check(40, 2)
+
+
+def test_what_cannot_be_fitted_is_refused_with_the_remedy():
+    case = case_named("mlp")
+    with pytest.raises(ConfigError, match=r"'hed\.\*' in `method\.weights` chooses no weight"):
+        fit_of(case, weights=("hed.*",))
+    regression = case_named("regression")
+    with pytest.raises(ConfigError, match=r"set `likelihood\.noise_variance`"):
+        VariationalDropout().stages(Gaussian(), fit_of(regression).bench)
+    checkpointed = deepcopy(case.module())
+    with torch.no_grad():
+        next(checkpointed.parameters()).add_(1.0)  # networks are known by their weights
+    checkpointed.gradient_checkpointing = True  # type: ignore[assignment]
+    with pytest.raises(NetworkError, match="gradient_checkpointing_disable"):
+        fit_of(case, checkpointed)
+
+
+@pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
+def test_noise_is_on_every_weight_that_data_are_multiplied_by_and_on_no_other(case):
+    network = case.network()
+    sites = sites_of(network, case.batches[0].inputs, ("*",))
+    modules = dict(network.module.named_modules())
+    usual = {
+        name
+        for name in network.weights
+        if name.endswith("weight") and isinstance(modules[name.rpartition(".")[0]], nn.Linear | nn.Conv1d | nn.Conv2d)
+    }
+    assert usual <= set(sites)
+    assert all(network.weights[name].dim() > 1 for name in sites)
+
+
+@pytest.mark.parametrize("choices", [{}, TYPE_A], ids=["independent", "correlated"])
+@pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
+def test_every_network_takes_a_step_and_its_rates_move(case, choices):
+    fit = fit_of(case, **choices)
+    state, progress = fit.step(fit.init(), 0, LoneGang(1))
+    assert math.isfinite(progress.figures["loss"])
+    moved = [name for name in state if name.startswith("first_moment") and name.endswith(MARK)]
+    assert moved
+    assert all(float(state[name].abs().max()) > 0 for name in moved)
+
+
+@pytest.mark.parametrize("num_slices", [1, 3])
+@pytest.mark.parametrize("choices", [{"warm_up": 0.5}, {**TYPE_A, "kl_weight": 0.3}], ids=["independent", "correlated"])
+def test_a_step_goes_down_the_mean_loss_of_all_slices_and_one_divergence(choices, num_slices):
+    case = case_named("mlp")
+    fit = fit_of(case, training=NoisyTraining(epochs=2, batch_size=6, num_slices=num_slices), **choices)
+    state = fit.init()
+    leaves = fit._leaves(state)
+    batch_size, loss = 0, torch.zeros(()).double()
+    for which in range(num_slices):
+        batch = fit.examples.batch(fit.schedule.slice(0, which))
+        noisy = NoisyProducts(list(fit.noise.fitted(leaves).values()), "local", len(batch))
+        with named_noise(fit.seed.child("dropout", 0, which)), noisy:
+            fit.network.module.train()  # its own dropout stays
+            outputs = fit.network(batch.inputs, {name: leaf for name, leaf in leaves.items() if MARK not in name})
+            fit.network.module.eval()
+        loss = loss - case.likelihood.log_density(outputs, targets_of(batch)).sum()
+        batch_size += len(batch)
+    weight = choices.get("kl_weight", 1.0) * (1 / (0.5 * fit.num_steps) if "warm_up" in choices else 1.0)
+    whole = loss / batch_size + weight * fit.noise.divergence(leaves) / len(case.items)
+    expected = dict(zip(leaves, torch.autograd.grad(whole, list(leaves.values())), strict=True))
+    after, _ = fit.step(state, 0, LoneGang(num_slices))
+    for name, gradient in expected.items():  # Adam's first moment is a tenth of the first gradient
+        made = after[f"first_moment_float64/{name}"].view_as(gradient) / 0.1
+        torch.testing.assert_close(made, gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"sharing": "layer"}, TYPE_A, {"noise": "bernoulli", "sharing": "unit", "learn": False, "rate": 0.5}],
+    ids=["weight", "layer", "correlated", "dropped"],
+)
+def test_stored_draws_have_the_variances_that_were_fitted(choices):
+    case = case_named("mlp")
+    num = 4000
+    method = VariationalDropout(
+        training=NoisyTraining(epochs=2, batch_size=6, learning_rate=0.05), num_draws=num, **choices
+    )
+    made = stages_in_memory(method, case.module(), case.items, case.likelihood, tile_weights=48)
+    fit, names = fit_of(case, **choices), [name for name in made if name.startswith("draws-")]
+    state = dict(made["variational"].facts["state"])
+    layout = fit.bench.layout
+    draws_PS = torch.cat([made[name].tensor("draws") for name in names], dim=1)
+    assert draws_PS.shape == (layout.num_weights, num)
+    start = 0
+    for block in layout.blocks:
+        rows = draws_PS[start : start + block.size]
+        start += block.size
+        if block.name not in fit.noise.blocks:
+            assert float(rows.abs().max()) == 0
+            continue
+        noisy = fit.noise.blocks[block.name]
+        family, shape = state[block.name]
+        mean = made["variational"].tiles(family)[block.name].view(shape)
+        free = made["variational"].tiles("rates")[block.name].view(noisy.free_shape)
+        expected = noisy.variance(mean, free).flatten()
+        error = expected * math.sqrt(2 / num) * 6
+        assert ((rows.square().mean(dim=1) - expected).abs() < error + 1e-12).all()
+        assert (rows.mean(dim=1).abs() < 6 * (expected / num).sqrt() + 1e-12).all()
+
+
+def test_rates_that_are_not_fitted_stay_and_cost_nothing():
+    fit = fit_of(case_named("mlp"), noise="bernoulli", sharing="layer", learn=False, kl_weight=0.0)
+    assert not fit.noise.free
+    state, progress = fit.step(fit.init(), 0, LoneGang(1))
+    assert progress.figures["price"] == 0
+    assert not any(MARK in name for name in state)
+
+
+class Attentive(nn.Module):
+    """One attention of torch's own, and a mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, data: Tensor) -> Tensor:
+        return self.attention(data, data, data, need_weights=False)[0].mean(dim=1)
+
+
+def test_the_projections_of_torchs_attention_have_noise_and_keep_their_sum():
+    torch.manual_seed(0)
+    network = Network(Attentive().eval().double())
+    data = {"data": torch.randn(3, 5, 8).double()}
+    sites = sites_of(network, data, ("*",))
+    assert sites == {"attention.in_proj_weight": Site(1), "attention.out_proj.weight": Site(1)}
+    items = [{"data": torch.randn(5, 8).double(), "label": number % 8} for number in range(12)]
+    request = request_from_objects(network.module, {"train": items}, VariationalDropout(), Categorical())
+    recipe: Any = VariationalDropout().stages(Categorical(), Bench(request.bench("", {})))["variational"].recipe
+    fit = recipe.on(Bench(request.bench("", {})))
+    fitted = fit.noise.fitted(network.weights)
+    num = 4000
+    with torch.no_grad():
+        made = []
+        for number in range(num):
+            torch.manual_seed(number)
+            with NoisyProducts(list(fitted.values()), "per_batch", 3):
+                made.append(network(data, network.weights))
+        explicit = []
+        for number in range(num):
+            place = fit.seed.child(number)
+            moved = {
+                name: one.mean + one.noisy.drawn(one.mean, one.free, place.child(name)) for name, one in fitted.items()
+            }
+            explicit.append(network(data, moved))
+    ours, right = torch.stack(made), torch.stack(explicit)
+    error = 6 * right.std(dim=0) / math.sqrt(num)
+    assert ((ours.mean(dim=0) - right.mean(dim=0)).abs() < 1.5 * error).all()
+    assert (ours.var(dim=0) / right.var(dim=0) - 1).abs().max() < 6 * 2 * math.sqrt(2 / num)
