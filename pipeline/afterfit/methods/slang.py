@@ -45,9 +45,9 @@ class Slang(Frozen):
     epochs: int = Field(10, gt=0)
     """Passes over the training data."""
     learning_rate: Positive = 0.01
-    """Step size of the mean; above .05 the precision may collapse."""
+    """Step size of the mean; above .05 the precision may collapse, unless `precision_rate` is lower."""
     precision_rate: Positive | Literal["as mean"] = "as mean"
-    """Step size of the precision, below 1."""
+    """Step size of the precision, below 1. From a high initial precision a low one trains as gradient descent does."""
     decay: NonNegativeFloat = 0.0
     """Both step sizes are divided by 1 + t^decay at step t; 0 leaves them as they are."""
     momentum: float = Field(0.9, ge=0, lt=1)
