@@ -167,6 +167,31 @@ def methods(debug: Debug = False) -> None:
 
 
 @app.command()
+def prune(
+    store: StoreArgument,
+    out: Annotated[str, typer.Option("--out", metavar="URI", help="Safetensors file to write; local, s3:// or gs://.")],
+    log_alpha: Annotated[float, typer.Option("--log-alpha", help="Of the noise, from which a weight is pruned.")] = 3.0,
+    debug: Debug = False,
+) -> None:
+    """Write the network that variational dropout leaves: zeros where noise drowns a weight."""
+    with _answering(debug):
+        from afterfit.plan.prune import prune as prune_run
+        from afterfit.plan.record import existing_store
+
+        made = prune_run(existing_store(store), out, log_alpha)
+        console = _console()
+        console.print(
+            f"Wrote {made.out}: {made.sparsity:.1%} of the noisy weights are zero; {made.compression:.1f} times fewer "
+            "weights in all.",
+            markup=False,
+        )
+        for role, (mean, pruned) in made.accuracy.items():
+            console.print(
+                f"Accuracy on {role}: {mean:.4f} by the means of all weights, {pruned:.4f} pruned.", markup=False
+            )
+
+
+@app.command()
 def predict(
     store: StoreArgument,
     data: Data,

@@ -73,7 +73,7 @@ def predict(
     Cost: one pass of rows over the data, kept in the store under the data's identity. Holds the file in
     memory.
     """
-    folder, name = _folder_and_name(out)
+    folder, name = folder_and_name(out)
     record = read_record(store)
     check_same_network(record.config.network, record.sizes["network"], store)
     settings = settings_like(record, next(iter(record.config.data.evaluation), "train"), data)
@@ -194,7 +194,7 @@ def _parquet(artifact: StoredArtifact) -> tuple[bytes, Sequence[str]]:
     return sink.getvalue().to_pybytes(), schema.names
 
 
-def _folder_and_name(out: str) -> tuple[str, str]:
+def folder_and_name(out: str) -> tuple[str, str]:
     """A file's address as a place that files are written below, and a name in it."""
     if "://" in out:
         address = urlsplit(out)

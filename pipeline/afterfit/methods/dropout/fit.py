@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import torch
@@ -14,6 +14,7 @@ from afterfit.algebra import Gang, Progress, Result, State
 from afterfit.errors import NetworkError
 from afterfit.linalg.low_rank import entropy
 from afterfit.methods.dropout.local import Fitted, NoisyProducts
+from afterfit.methods.dropout.pruning import sparsity
 from afterfit.methods.dropout.recipe import DropoutFit
 from afterfit.methods.dropout.sites import sites_of
 from afterfit.methods.dropout.weights import NoisyWeight
@@ -26,8 +27,6 @@ MARK = "#rate"
 """Ends the name of what is fitted of a block's noise."""
 SPENT = "epoch/loss"
 """Of the state: the sum of an epoch's losses, and how many."""
-PRUNED = 3.0
-"""Log alpha from which a weight is as good as absent."""
 
 
 class WeightNoise:
@@ -114,12 +113,14 @@ class DropoutTraining(Training):
         shaped = self._shaped(state)
         entries = {name: entry for name, entry in made.facts["state"].items() if not name.endswith(MARK)}
         fitted = self.noise.fitted(shaped)
+        num_weights = sum(value.numel() for name, value in shaped.items() if not name.endswith(MARK))
         known = {name: progress.column(name).drop_null().to_pylist()[-1] for name in ("elbo", "divergence")}
         facts = {
             **made.facts,
             **known,
             **self._gaussian(fitted),
-            **sparsity(fitted, sum(value.numel() for name, value in shaped.items() if not name.endswith(MARK))),
+            **sparsity(fitted, num_weights)._asdict(),
+            "choices": asdict(self.recipe.choices),
             "state": entries,
             "scale": 1.0,
             "noisy": {name: list(one.noisy.site) for name, one in fitted.items()},
@@ -140,10 +141,3 @@ class DropoutTraining(Training):
 
     def _shaped(self, state: State) -> dict[str, Tensor]:
         return {name: leaf.detach() for name, leaf in self._leaves(state).items()}
-
-
-def sparsity(fitted: Mapping[str, Fitted], num_weights: int) -> dict[str, float]:
-    """Part of the noisy weights at log alpha of 3 and above, and all weights over those that are left."""
-    noisy = sum(one.mean.numel() for one in fitted.values())
-    pruned = sum(int(one.noisy.is_pruned(one.mean, one.free, PRUNED).sum()) for one in fitted.values())
-    return {"sparsity": pruned / noisy, "compression": num_weights / max(num_weights - pruned, 1)}
