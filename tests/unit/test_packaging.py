@@ -203,8 +203,7 @@ def test_the_python_in_the_readme_uses_what_the_package_gives() -> None:
 
 def test_the_draws_in_the_readme_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, example, _, _ = _fenced("README.md", "python")
-    names = given_names()
+    example, names = python_with("afterfit.NullSpace"), given_names()
 
     exec(example, names)
 
@@ -215,13 +214,28 @@ def test_the_draws_in_the_readme_run_as_they_stand(tmp_path: Path, monkeypatch: 
 
 def test_the_variational_fit_in_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, _, example, _ = _fenced("README.md", "python")
-    names = given_names()
+    example, names = python_with("afterfit.Slang"), given_names()
 
     exec(example, names)
 
     assert names["posterior"].facts["elbo"] < 0
     assert names["posterior"].facts["num_draws"] == 32
+
+
+def test_the_noise_in_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example, names = python_with("afterfit.VariationalDropout"), given_names()
+
+    exec(example, names)
+
+    assert 0 <= names["posterior"].facts["sparsity"] <= 1
+    assert names["posterior"].facts["num_draws"] == 8
+
+
+def python_with(call: str) -> str:
+    """The one example that has a call."""
+    (found,) = [example for example in _fenced("README.md", "python") if f"{call}(" in example]
+    return found
 
 
 def given_names() -> dict[str, Any]:

@@ -19,6 +19,8 @@ POSTERIOR_FACTS = (
     "noise_variance",
     "log_evidence_nats",
     "elbo",
+    "sparsity",
+    "compression",
     "divergence",
     "log_det_precision",
     "entropy",

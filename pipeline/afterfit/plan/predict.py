@@ -194,7 +194,7 @@ def _parquet(artifact: StoredArtifact) -> tuple[bytes, Sequence[str]]:
     return sink.getvalue().to_pybytes(), schema.names
 
 
-def folder_and_name(out: str) -> tuple[str, str]:
+def folder_and_name(out: str, example: str = "predictions.parquet") -> tuple[str, str]:
     """A file's address as a place that files are written below, and a name in it."""
     if "://" in out:
         address = urlsplit(out)
@@ -206,5 +206,5 @@ def folder_and_name(out: str) -> tuple[str, str]:
         if path.is_dir():
             name = ""
     if not name:
-        raise ConfigError(f"{out!r} names no file; write for example predictions.parquet.")
+        raise ConfigError(f"{out!r} names no file; end it with a name, as in `results/{example}`.")
     return where, name

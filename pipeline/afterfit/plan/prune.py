@@ -50,7 +50,7 @@ def prune(store: Store, out: str, level: float = PRUNED) -> Pruned:
 
     Cost: two forward passes over every data set that was evaluated.
     """
-    folder, name = folder_and_name(out)
+    folder, name = folder_and_name(out, "pruned.safetensors")
     record = read_record(store)
     posterior = load(store.uri)
     artifact = store.read(posterior.record.stages[VARIATIONAL]) if VARIATIONAL in posterior.record.stages else None

@@ -153,7 +153,7 @@ class Training:
     def _slice(self, state: State, number: int, which: int) -> State:
         """Summed gradients, figures and moved buffers of one slice."""
         batch = self.examples.batch(self.schedule.slice(number, which))
-        weights = self._leaves(state)
+        weights = self.leaves(state)
         # Train mode moves running statistics in place: each slice moves its own copy from the same start.
         buffers = {
             name: state[_key(BUFFER, name, value)].view(value.shape).clone() for name, value in self._buffers.items()
@@ -179,7 +179,8 @@ class Training:
             part["figure/correct"] = correct.reshape(1)
         return part
 
-    def _leaves(self, state: State) -> dict[str, Tensor]:
+    def leaves(self, state: State) -> dict[str, Tensor]:
+        """Weights of a state by name, shaped, to be differentiated by."""
         return {
             name: state[_key(WEIGHT, name, value)].view(value.shape).detach().requires_grad_()
             for name, value in self._weights.items()
@@ -188,7 +189,7 @@ class Training:
     def _priced(self, gradients: list[Tensor], state: State, number: int) -> tuple[list[Tensor], float]:
         """Gradients with that of the price, once for all slices and workers; and the price, nats an example."""
         assert self.noise is not None
-        weights = self._leaves(state)
+        weights = self.leaves(state)
         price = self.noise.price(weights, number) / self.examples.num_examples
         if not price.requires_grad:
             return gradients, float(price)

@@ -102,7 +102,7 @@ def test_a_step_goes_down_the_mean_loss_of_all_slices_and_one_divergence(choices
     case = case_named("mlp")
     fit = fit_of(case, training=NoisyTraining(epochs=2, batch_size=6, num_slices=num_slices), **choices)
     state = fit.init()
-    leaves = fit._leaves(state)
+    leaves = fit.leaves(state)
     batch_size, loss = 0, torch.zeros(()).double()
     for which in range(num_slices):
         batch = fit.examples.batch(fit.schedule.slice(0, which))

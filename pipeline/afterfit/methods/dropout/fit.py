@@ -140,4 +140,4 @@ class DropoutTraining(Training):
         return {"log_det_precision": float(log_det), "entropy": float(entropy(torch.as_tensor(log_det), count))}
 
     def _shaped(self, state: State) -> dict[str, Tensor]:
-        return {name: leaf.detach() for name, leaf in self._leaves(state).items()}
+        return {name: leaf.detach() for name, leaf in self.leaves(state).items()}
