@@ -1,5 +1,6 @@
-"""The MNIST figures of the SLANG paper: a perceptron with two layers of 400 units, trained by AdamW for
-eight epochs from random weights, and fitted from there.
+"""The MNIST figures of the SLANG paper: a perceptron with two layers of 400 units.
+
+It is trained by AdamW for eight epochs from random weights, and fitted from there.
 
     python jobs/reproduce/slang_mnist.py [--budget hour|full] [--only 16] [--engine ray --workers 2]
 
@@ -59,7 +60,9 @@ def main() -> int:
     for rank in given.only or RANKS:
         if not record.has(f"error_L{rank}"):
             made = dict(figures(rank, given.budget, fit(rank, given.budget, given.store, where)))
-            record = record.adding(made, **{f"L{rank}": f"60 000 pictures, {EPOCHS[given.budget]} epochs after 8 of AdamW"})
+            record = record.adding(
+                made, **{f"L{rank}": f"60 000 pictures, {EPOCHS[given.budget]} epochs after 8 of AdamW"}
+            )
     return 1 if show(record) else 0
 
 

@@ -22,6 +22,7 @@ from afterfit.network.functional import Network
 from afterfit.network.workbench import Workbench, bound_likelihood
 from afterfit.precision import CORE
 from afterfit.training.point_estimate import Training
+from afterfit.training.schedule import Schedule
 
 MARK = "#rate"
 """Ends the name of what is fitted of a block's noise."""
@@ -80,7 +81,7 @@ class DropoutTraining(Training):
     def __init__(self, recipe: DropoutFit, bench: Workbench) -> None:
         self.recipe = replace(recipe, likelihood=bound_likelihood(recipe.likelihood, bench))
         self.bench = bench
-        steps = self.recipe.settings.epochs * -(-bench.num_examples("train") // self.recipe.settings.batch_size)
+        steps = Schedule(recipe.settings, bench.num_examples("train")).epochs.num_steps
         if any(getattr(part, "gradient_checkpointing", False) is True for part in bench.network.module.modules()):
             raise NetworkError(
                 "Layers that are checkpointed run again in the backward pass, without their noise; call "
@@ -126,8 +127,12 @@ class DropoutTraining(Training):
             "noisy": {name: list(one.noisy.site) for name, one in fitted.items()},
             "notes": [],
         }
+        kept = {
+            family: [(name, tensor) for name, tensor in tensors if not name.endswith(MARK)]
+            for family, tensors in made.tensors.items()
+        }
         rates = [(name, one.free.reshape(-1)) for name, one in fitted.items()]
-        return replace(made, tensors={**made.tensors, "rates": rates}, facts=facts)
+        return replace(made, tensors={**kept, "rates": rates}, facts=facts)
 
     def _gaussian(self, fitted: Mapping[str, Fitted]) -> dict[str, float]:
         """Of independent noise, over the noisy weights."""

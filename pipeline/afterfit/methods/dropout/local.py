@@ -126,7 +126,14 @@ class NoisyProducts(TorchFunctionMode):
             return None
         if fitted.noisy.choices.noise == "independent":
             return self._independent(call, fitted)
-        return call.product(call.data * self._factors(call, fitted), call.weight, call.bias)
+        factors = self._factors(call, fitted)
+        return call.product(call.data * factors, call.weight, call.bias)
+
+    def _once(self, fitted: Fitted, draw: Callable[[], Tensor]) -> Tensor:
+        """One draw a batch is one for all uses of a weight."""
+        if id(fitted.mean) not in self._drawn:
+            self._drawn[id(fitted.mean)] = draw()
+        return self._drawn[id(fitted.mean)]
 
     def _independent(self, call: Call, fitted: Fitted) -> Tensor:
         variance = fitted.noisy.variance(fitted.mean, fitted.free).to(call.weight)
@@ -136,11 +143,11 @@ class NoisyProducts(TorchFunctionMode):
             return mean + (spread + FLOOR).sqrt() * torch.randn_like(mean)
         deviation = (variance + FLOOR).sqrt()
         if self.estimator == "per_batch":
-            noise = self._drawn.setdefault(id(fitted.mean), torch.randn_like(deviation))
+            noise = self._once(fitted, lambda: torch.randn_like(deviation))
             return call.product(call.data, call.weight + deviation * noise, call.bias)
         noise = torch.randn(self.num_examples, *deviation.shape, dtype=deviation.dtype, device=deviation.device)
         weights = call.weight + deviation * noise
-        parts = call.data.view(self.num_examples, -1, *call.data.shape[1:]).unbind()
+        parts = call.data.reshape(self.num_examples, -1, *call.data.shape[1:]).unbind()
         return torch.cat([call.product(data, one, call.bias) for data, one in zip(parts, weights, strict=True)])
 
     def _factors(self, call: Call, fitted: Fitted) -> Tensor:
@@ -154,11 +161,17 @@ class NoisyProducts(TorchFunctionMode):
             sizes = [1] * call.data.dim()
             sizes[call.unit_axis] = call.data.shape[call.unit_axis]
             sizes[0] = self.num_examples if is_each else 1
+        random = torch.rand if fitted.noisy.choices.noise == "bernoulli" else torch.randn
+
+        def draw() -> Tensor:
+            return random(sizes, dtype=alpha.dtype, device=alpha.device)
+
+        noise = self._once(fitted, draw) if self.estimator == "per_batch" else draw()
         if fitted.noisy.choices.noise == "bernoulli":
             kept = 1 / (1 + alpha)
-            factors = (torch.rand(sizes, dtype=alpha.dtype, device=alpha.device) < kept) / kept
+            factors = (noise < kept) / kept
         else:
-            factors = 1 + (alpha + FLOOR).sqrt() * torch.randn(sizes, dtype=alpha.dtype, device=alpha.device)
+            factors = 1 + (alpha + FLOOR).sqrt() * noise
         if is_each:
             factors = factors.repeat_interleave(call.data.shape[0] // self.num_examples, dim=0)
         return factors

@@ -86,7 +86,9 @@ class NoisyWeight:
         return each.view(self.shape[0], -1, *[1] * (len(self.shape) - 2))
 
     def log_alpha(self, mean: Tensor, free: Tensor) -> Tensor:
-        """Of what has noise of its own: within [-8, 8]; broadcasts against the weight, but for correlated noise."""
+        """Of what is fitted, within [-8, 8]; of additive noise, of every weight. Rates of dropping are never fitted."""
+        if self.choices.noise == "bernoulli":
+            return free
         if not self.choices.is_additive:
             return free.clamp(-LIMIT, LIMIT)
         return (self.spread_out(free) - (mean.square() + TINY).log()).clamp(-LIMIT, LIMIT)

@@ -109,8 +109,9 @@ def test_noise_of_input_units_is_the_same_at_all_positions_of_an_image(noise):
     assert not torch.equal(made[0], made[1])
 
 
-def test_one_draw_a_batch_is_one_for_all_uses_of_a_weight():
-    of = fitted(PRODUCTS["linear"], CHOICES["weight"])
+@pytest.mark.parametrize("kind", CHOICES)
+def test_one_draw_a_batch_is_one_for_all_uses_of_a_weight(kind):
+    of = fitted(PRODUCTS["linear"], CHOICES[kind])
     data = PRODUCTS["linear"].data
     torch.manual_seed(0)
     with NoisyProducts([of], "per_batch", 2):
