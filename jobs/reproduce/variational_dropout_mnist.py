@@ -1,14 +1,15 @@
 """Variational dropout on MNIST: variances of the gradient, errors of three layers of 750, a sparse LeNet-300-100.
 
-    python jobs/reproduce/variational_dropout_mnist.py [--budget hour|full] [--only gradients sparse type_a type_b none]
+    python jobs/reproduce/variational_dropout_mnist.py [--budget hour|full] [--only gradients sparse type_a none vit]
 
 `gradient_variance_{local,per_example,per_batch,none}`: of the loss of all examples by 1 000 of them, averaged over the
 weights of the last layer, above three of 250 units, after ten epochs of independent noise with one rate a layer.
 `epoch_s_{local,per_example}`: CPU seconds of an epoch of that network, estimated from some steps of each in turn.
 `error_{type_a,type_b,none}_750`: percent of the test pictures, by the mean of the softmax over 32 stored draws (the
 network alone for `none`). `sparse_error`: percent, of the pruned LeNet-300-100; `sparse_compression`: its weights over
-those that are left. Epochs are in the record; stopped and started again, a fit goes on from its last save.
-AFTERFIT_DATA names the folder of the data.
+those that are left. `vit_{map,vd}_{accuracy,nll,ece}`: of a small vision transformer on the test pictures of
+Fashion-MNIST, as it was trained, and fitted from there. Epochs are in the record; stopped and started again, a fit goes
+on from its last save. AFTERFIT_DATA names the folder of the data.
 
 Source: Kingma, Salimans, Welling (2015), arXiv:1506.02557; Molchanov, Ashukha, Vetrov (2017), arXiv:1701.05369.
 """
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 import places  # noqa: F401  # before everything that it makes importable
+from afterfit.algebra import batches, micro_batches
 from afterfit.engine.gang import LoneGang
 from afterfit.methods.dropout.fit import DropoutTraining
 from afterfit.methods.dropout.local import Estimator
@@ -32,6 +34,8 @@ from afterfit.plan.bench import Bench
 from afterfit.plan.config import read_config
 from afterfit.plan.prune import prune
 from afterfit.plan.run import Where, prepare, run
+from afterfit.predict.sampled import plain_outputs
+from afterfit.predict.scores import score_table
 from dropout_gradients import trained, variances
 from places import RESULTS, RUNS
 from record import Budget, Record, Target, open_record, show
@@ -43,8 +47,10 @@ EPOCHS: Mapping[str, Mapping[Budget, int]] = {
     "type_a": {"hour": 40, "full": 200},
     "type_b": {"hour": 20, "full": 200},
     "none": {"hour": 40, "full": 200},
+    "vit": {"hour": 10, "full": 50},
 }
 GRADIENT_EPOCHS, REPEATS, TIMED_STEPS = 10, 40, 5
+NO_OTHERS = "data.out_of_distribution={}"
 INDEPENDENT = ["method.noise=independent", "method.sharing=layer", "method.parametrisation=multiplicative"]
 TARGETS: Mapping[str, Target] = {
     "error_type_a_750": ("<=", 1.15),
@@ -53,6 +59,9 @@ TARGETS: Mapping[str, Target] = {
     "per_batch_over_per_example": (">=", 1.5),
     "sparse_error": ("<=", 2.0),
     "sparse_compression": (">=", 50.0),
+    "vit_nll_gained": (">=", 0.0),
+    "vit_ece_gained": (">=", 0.0),
+    "vit_accuracy_lost": ("<=", 0.005),
 }
 Figures = dict[str, float]
 
@@ -78,7 +87,7 @@ def gradients(store: str, budget: Budget) -> Figures:  # noqa: ARG001
 
 def _training(estimator: Estimator) -> DropoutTraining:
     overrides = ["network.arguments.sizes=[784,250,250,250,10]", *INDEPENDENT, f"method.estimator={estimator}"]
-    overrides += [f"method.training.epochs={GRADIENT_EPOCHS}", "data.out_of_distribution={}", "method.rate=0.1"]
+    overrides += [f"method.training.epochs={GRADIENT_EPOCHS}", NO_OTHERS, "method.rate=0.1"]
     request = prepare(read_config(str(CONFIGS / "mnist_type_a.yaml"), overrides), str(RUNS / NAME)).request
     bench = Bench(request.bench("", {}))
     recipe: Any = request.method.stages(request.likelihood, bench)["variational"].recipe
@@ -92,7 +101,7 @@ def _block(fit: DropoutTraining) -> str:
 
 def sparse(store: str, budget: Budget) -> Figures:
     """LeNet-300-100."""
-    config = _config("mnist_sparse", EPOCHS["sparse"][budget])
+    config = read_config(str(CONFIGS / "mnist_sparse.yaml"), [*_epochs("sparse", budget), NO_OTHERS])
     outcome = run(prepare(config, f"{store}/sparse"), where=Where(threads=1))
     left = prune(outcome.store, f"{store}/sparse.safetensors")
     return {
@@ -104,7 +113,7 @@ def sparse(store: str, budget: Budget) -> Figures:
 
 def error(kind: str, overrides: list[str], store: str, budget: Budget) -> Figures:
     """Of three layers of 750."""
-    config = _config("mnist_type_a", EPOCHS[kind][budget], *overrides)
+    config = read_config(str(CONFIGS / "mnist_type_a.yaml"), [*_epochs(kind, budget), NO_OTHERS, *overrides])
     outcome = run(prepare(config, f"{store}/{kind}"), where=Where(threads=1))
     predictor = "map" if kind == "none" else "posterior"
     scores = outcome.ran["scores"].artifact.table("scores").to_pylist()
@@ -112,9 +121,29 @@ def error(kind: str, overrides: list[str], store: str, budget: Budget) -> Figure
     return {f"error_{kind}_750": 100 * (1 - of["accuracy"]), f"nll_{kind}_750": of["nll"]}
 
 
-def _config(name: str, epochs: int, *overrides: str) -> Any:
-    changed = [f"method.training.epochs={epochs}", "data.out_of_distribution={}", *overrides]
-    return read_config(str(CONFIGS / f"{name}.yaml"), changed)
+def vit(store: str, budget: Budget) -> Figures:
+    """A vision transformer on Fashion-MNIST, beside the weights that it was trained to before."""
+    prepared = prepare(read_config(str(CONFIGS / "fashion_vit.yaml"), _epochs("vit", budget)), f"{store}/vit")
+    outcome = run(prepared, where=Where(threads=1))
+    ran = outcome.ran
+    inputs = {"network": ran["point_estimate"].stage.place}
+    bench = Bench(prepared.request.bench(outcome.store.uri, inputs))
+    examples = bench.data("test")
+    pieces = batches(examples, micro_batches(examples, range(examples.num_examples), 500))
+    probabilities = plain_outputs(bench.network, list(pieces)).softmax(dim=1)
+    trained_only = score_table(probabilities, examples.targets())
+    rows = ran["scores"].artifact.table("scores").to_pylist()
+    fitted = {
+        row["metric"]: row["value"] for row in rows if (row["dataset"], row["predictor"]) == ("test", "posterior")
+    }
+    found = {"map": trained_only, "vd": fitted}
+    figures = {f"vit_{name}_{what}": of[what] for name, of in found.items() for what in ("accuracy", "nll", "ece")}
+    figures |= {f"vit_{what}_gained": trained_only[what] - fitted[what] for what in ("nll", "ece")}
+    return {**figures, "vit_accuracy_lost": trained_only["accuracy"] - fitted["accuracy"]}
+
+
+def _epochs(part: str, budget: Budget) -> list[str]:
+    return [f"method.training.epochs={EPOCHS[part][budget]}"]
 
 
 NONE = [
@@ -130,6 +159,7 @@ PARTS: Mapping[str, tuple[str, Callable[[str, Budget], Figures]]] = {
     "type_a": ("error_type_a_750", partial(error, "type_a", [])),
     "none": ("error_none_750", partial(error, "none", NONE)),
     "type_b": ("error_type_b_750", partial(error, "type_b", INDEPENDENT)),
+    "vit": ("vit_vd_nll", vit),
 }
 
 

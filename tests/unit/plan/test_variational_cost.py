@@ -1,13 +1,15 @@
 """What a variational fit is counted to take, against a run of the same plan."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from afterfit import Slang
+from afterfit import Slang, VariationalDropout
 from afterfit.engine import open_engine
+from afterfit.methods.variational_dropout import NoisyTraining
 from afterfit.network.likelihoods import Categorical
 from afterfit.network.perceptron import perceptron
 from afterfit.plan.cost import costs
@@ -66,3 +68,23 @@ def test_explicit_rows_of_a_whole_step_are_counted_and_no_budget_bounds_them():
     assert counted is not None
     assert counted.memory_gb > 32 * 16 * 9 * 4 / 1e9  # of the convolution
     assert not counted.is_budgeted
+
+
+@pytest.mark.parametrize("choices", [{}, {"noise": "correlated", "sharing": "unit"}], ids=["independent", "correlated"])
+@pytest.mark.parametrize("case", CASES)
+def test_work_and_bytes_of_noisy_training_are_those_of_a_run(tmp_path, case, choices):
+    method = VariationalDropout(training=NoisyTraining(epochs=2, batch_size=16), num_draws=5, **choices)
+    asked = replace(CASES[case](), method=method)
+    plan, store = posterior_plan(asked), open_store(str(tmp_path))
+    counted = costs(plan, asked)
+    with open_engine("inprocess", store) as engine:
+        execute(plan[:1], asked, engine, store)
+        with FlopCounterMode(display=False) as counter:
+            made = execute(plan[:2], asked, engine, store)["variational"].artifact
+        ran = execute(plan, asked, engine, store)
+    variational, draws = counted["variational"], counted["draws-00000"]
+    assert variational is not None
+    assert draws is not None
+    assert 0.4 < variational.flops / counter.get_total_flops() < 2.5
+    assert variational.stored_bytes <= made.num_bytes <= 1.2 * variational.stored_bytes + 2 * 4096
+    assert draws.stored_bytes <= ran["draws-00000"].artifact.num_bytes <= 1.1 * draws.stored_bytes + 4096
