@@ -103,7 +103,7 @@ DATA_SETS: Final[Mapping[str, DataSet]] = {
             folder="libsvm_a1a",
             prior_precision=2.8072,
             batch_size=128,
-            epochs_in_an_hour=1000,
+            epochs_in_an_hour=300,
             printed={
                 1: Printed(0.3766, 0.0, 30.51, 0.3386),
                 5: Printed(0.3744, 0.0, 17.31, 0.3386),
