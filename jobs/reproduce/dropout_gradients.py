@@ -22,7 +22,7 @@ PER_EXAMPLE = 50
 
 
 def variances(fit: DropoutTraining, state: Mapping[str, Tensor], block: str, repeats: int) -> dict[str, float]:
-    """The sum over a block's weights of the variance of the gradient of the loss, nats of all examples squared.
+    """The mean over a block's weights of the variance of the gradient of the loss, nats of all examples squared.
 
     Args:
         fit: whose network and noise they are.

@@ -55,7 +55,10 @@ def prune(store: Store, out: str, level: float = PRUNED) -> Pruned:
     posterior = load(store.uri)
     artifact = store.read(posterior.record.stages[VARIATIONAL]) if VARIATIONAL in posterior.record.stages else None
     if artifact is None or "rates" not in artifact.families:
-        raise ConfigError(f"The method {record.config.method['name']} has no rates of noise to prune by.")
+        raise ConfigError(
+            f"The method {record.config.method['name']} has no rates of noise to prune by; prune a "
+            "run of `method: variational_dropout`."
+        )
     weights = pruned_state(artifact, level)
     files_at(folder).replace(name, save({key: value.contiguous() for key, value in weights.items()}))
     request = record.request()

@@ -217,23 +217,26 @@ class Training:
 
     def _update(self, state: State, gradients: list[Tensor], number: int, rate: float) -> None:
         """AdamW in the memory of the state. One tensor after another: fused kernels may round otherwise."""
-        kinds = [[state[_key(kind, name, value)] for name, value in self._weights.items()] for kind in _MOVED]
-        done = [torch.tensor(float(number)) for _ in gradients]
+        for (name, value), gradient in zip(self._weights.items(), gradients, strict=True):
+            self._move(state, name, value, gradient, number, rate)
+
+    def _move(self, state: State, name: str, value: Tensor, gradient: Tensor, number: int, rate: float) -> None:
+        weight, first, second = (state[_key(kind, name, value)] for kind in _MOVED)
         with torch.no_grad():
             adamw(
-                kinds[0],
-                gradients,
-                kinds[1],
-                kinds[2],
+                [weight],
+                [gradient],
+                [first],
+                [second],
                 [],
-                done,
+                [torch.tensor(float(number))],
                 foreach=False,
                 fused=False,
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
                 lr=rate,
-                weight_decay=self.settings.weight_decay,
+                weight_decay=0.0 if name in self._free else self.settings.weight_decay,
                 eps=1e-8,
                 maximize=False,
             )

@@ -20,7 +20,7 @@ from afterfit.network.likelihoods import Categorical, Gaussian
 from afterfit.network.noise import named_noise
 from afterfit.plan.bench import Bench
 from afterfit.plan.resolve import request_from_objects
-from afterfit.training.point_estimate import targets_of
+from afterfit.training.point_estimate import targets_of, trained_state
 from cases import NETWORK_CASES, NetworkCase, case_named
 from memory_engine import stages_in_memory
 
@@ -63,6 +63,8 @@ def test_what_cannot_be_fitted_is_refused_with_the_remedy():
     regression = case_named("regression")
     with pytest.raises(ConfigError, match=r"set `likelihood\.noise_variance`"):
         VariationalDropout().stages(Gaussian(), fit_of(regression).bench)
+    with pytest.raises(ConfigError, match=r"'0\.weight' would have noise"):
+        fit_of(case, training=NoisyTraining(epochs=2, batch_size=6, train="3.*"))
     checkpointed = deepcopy(case.module())
     with torch.no_grad():
         next(checkpointed.parameters()).add_(1.0)  # networks are known by their weights
@@ -88,7 +90,7 @@ def test_noise_is_on_every_weight_that_data_are_multiplied_by_and_on_no_other(ca
 @pytest.mark.parametrize("choices", [{}, TYPE_A], ids=["independent", "correlated"])
 @pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
 def test_every_network_takes_a_step_and_its_rates_move(case, choices):
-    fit = fit_of(case, **choices)
+    fit = fit_of(case, kl_weight=0.0, **choices)  # the noise itself has to move them
     state, progress = fit.step(fit.init(), 0, LoneGang(1))
     assert math.isfinite(progress.figures["loss"])
     moved = [name for name in state if name.startswith("first_moment") and name.endswith(MARK)]
@@ -162,6 +164,31 @@ def test_rates_that_are_not_fitted_stay_and_cost_nothing():
     state, progress = fit.step(fit.init(), 0, LoneGang(1))
     assert progress.figures["price"] == 0
     assert not any(MARK in name for name in state)
+
+
+def test_rates_of_a_network_in_sixteen_bits_are_kept_in_more_and_do_not_decay():
+    case = case_named("mlp")
+    training = NoisyTraining(epochs=2, batch_size=6, weight_decay=0.5, learning_rate=1e-3)
+    fit = fit_of(case, deepcopy(case.module()).bfloat16(), training=training, kl_weight=0.0)
+    before = {name: value.clone() for name, value in fit.init().items() if name.endswith(MARK)}
+    state, _ = fit.step(fit.init(), 0, LoneGang(1))
+    for name, value in before.items():
+        if name.startswith("weight"):
+            assert value.dtype == torch.float32
+            assert 0 < float((state[name] - value).abs().max()) < 1.01e-3  # one step of Adam
+
+
+def test_a_fit_of_some_weights_leaves_all_of_them_to_be_loaded():
+    case = case_named("mlp")
+    training = NoisyTraining(epochs=2, batch_size=6, train="3.*")
+    made = stages_in_memory(
+        VariationalDropout(training=training, weights=("3.*",), num_draws=2), case.module(), case.items, case.likelihood
+    )
+    loaded = trained_state(made["variational"])  # type: ignore[arg-type]
+    own = case.module().state_dict()
+    assert loaded.keys() == own.keys()
+    assert torch.equal(loaded["0.weight"], own["0.weight"])
+    assert not torch.equal(loaded["3.weight"], own["3.weight"])
 
 
 class Attentive(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Gang, Progress, Result, State
-from afterfit.errors import NetworkError
+from afterfit.errors import ConfigError, NetworkError
 from afterfit.linalg.low_rank import entropy
 from afterfit.methods.dropout.local import Fitted, NoisyProducts
 from afterfit.methods.dropout.pruning import sparsity
@@ -90,6 +90,12 @@ class DropoutTraining(Training):
         first = bench.data("train").batch([0])
         noise = WeightNoise(self.recipe, bench.network, first.inputs, steps)
         super().__init__(self.recipe.settings, self.recipe.likelihood, bench, noise)
+        still = [name for name in noise.blocks if name not in self._weights]
+        if still:
+            raise ConfigError(
+                f"{still[0]!r} would have noise, and `method.training.train` leaves it as it is; leave it out of "
+                "`method.weights` too."
+            )
 
     def init(self) -> State:
         """As for a point estimate."""
@@ -131,6 +137,11 @@ class DropoutTraining(Training):
             family: [(name, tensor) for name, tensor in tensors if not name.endswith(MARK)]
             for family, tensors in made.tensors.items()
         }
+        for name, value in self.network.module.named_parameters():  # what was not trained, so that all can be loaded
+            if name not in entries:
+                family = f"frozen_{str(value.dtype).removeprefix('torch.')}"
+                kept.setdefault(family, []).append((name, value.detach().reshape(-1).cpu()))
+                entries[name] = [family, list(value.shape)]
         rates = [(name, one.free.reshape(-1)) for name, one in fitted.items()]
         return replace(made, tensors={**kept, "rates": rates}, facts=facts)
 

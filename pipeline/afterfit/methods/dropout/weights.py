@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from afterfit.methods.dropout.divergence import LOG_UNIFORM, Divergence, gaussian
+from afterfit.precision import state_dtype
 from afterfit.seeds import Seed, normals, uniforms
 
 Noise = Literal["independent", "correlated", "bernoulli"]
 Sharing = Literal["layer", "unit", "weight"]
 LIMIT = 8.0
-"""Of |log alpha|."""
+"""Of log alpha."""
 TINY = 1e-16
 """Added to squared means, so that one that is zero has a rate."""
 
@@ -67,8 +68,9 @@ class NoisyWeight:
 
     def start(self, mean: Tensor, rate: float) -> Tensor:
         """Logarithms of alpha, or of variances, at a rate alpha: relative to each weight, or to their mean square."""
-        level = float(mean.square().mean()) * rate if self.choices.is_additive else rate
-        return torch.full(self.free_shape, math.log(max(level, TINY)), dtype=mean.dtype, device=mean.device)
+        square = float(mean.square().mean()) or 1 / self.num_inputs  # of a layer that starts at zero
+        level = square * rate if self.choices.is_additive else rate
+        return torch.full(self.free_shape, math.log(level), dtype=state_dtype(mean.dtype), device=mean.device)
 
     def spread_out(self, free: Tensor) -> Tensor:
         """What is fitted, so that it broadcasts against the weight."""
@@ -86,12 +88,10 @@ class NoisyWeight:
         return each.view(self.shape[0], -1, *[1] * (len(self.shape) - 2))
 
     def log_alpha(self, mean: Tensor, free: Tensor) -> Tensor:
-        """Of what is fitted, within [-8, 8]; of additive noise, of every weight. Rates of dropping are never fitted."""
-        if self.choices.noise == "bernoulli":
-            return free
+        """Of what is fitted, at most 8: all larger rates drown a weight; of additive noise, of every weight."""
         if not self.choices.is_additive:
-            return free.clamp(-LIMIT, LIMIT)
-        return (self.spread_out(free) - (mean.square() + TINY).log()).clamp(-LIMIT, LIMIT)
+            return free.clamp_max(LIMIT)
+        return (self.spread_out(free) - (mean.to(free).square() + TINY).log()).clamp_max(LIMIT)
 
     def variance(self, mean: Tensor, free: Tensor) -> Tensor:
         """Of independent noise, shaped like the weight."""
