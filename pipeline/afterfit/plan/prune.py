@@ -11,7 +11,7 @@ from torch import Tensor
 
 from afterfit.algebra import Examples, batches, micro_batches
 from afterfit.errors import ConfigError
-from afterfit.methods.dropout.pruning import PRUNED, fitted_noise, pruned_state, sparsity
+from afterfit.methods.dropout.pruning import PRUNED, fitted_noise, pruned_state, sparsity, with_all_names
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Categorical
 from afterfit.plan.api import load
@@ -60,7 +60,7 @@ def prune(store: Store, out: str, level: float = PRUNED) -> Pruned:
             "run of `method: variational_dropout`."
         )
     weights = pruned_state(artifact, level)
-    files_at(folder).replace(name, save({key: value.contiguous() for key, value in weights.items()}))
+    files_at(folder).replace(name, save(with_all_names(weights, posterior.network.module)))
     request = record.request()
     bench, network = Bench(request.bench(store.uri, {})), posterior.network
     accuracy = {}

@@ -1,5 +1,6 @@
 """What the stages of a variational fit will cost; see `cost`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -78,7 +79,11 @@ def _dropout_fit(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  
     passes = (6 if has_second else 3) * sizes.forward(sizes.num_examples("train")) * recipe.settings.epochs
     fitted = 2 if recipe.is_fitted and recipe.choices.sharing == "weight" else 1
     weights = float(fitted * sizes.num_weights * sizes.state_bytes)
-    return Counted(passes, 4 * weights, weights, is_budgeted=False, device_bytes=4 * weights)
+    held = 4 * weights
+    if recipe.estimator == "per_example" and recipe.choices.noise == "independent":  # draws, and what made them
+        slice_size = math.ceil(recipe.settings.batch_size / recipe.settings.num_slices)
+        held += 2.0 * slice_size * sizes.num_weights * sizes.state_bytes
+    return Counted(passes, held, weights, is_budgeted=False, device_bytes=held)
 
 
 def _dropout_draws(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001

@@ -19,6 +19,7 @@ from afterfit.network.noise import named_noise
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE, dot, state_dtype
 from afterfit.seeds import Seed
+from afterfit.training.checkpointing import refuse_reentrant
 from afterfit.training.schedule import Schedule
 from afterfit.training.settings import TrainingSettings
 
@@ -97,6 +98,7 @@ class Training:
         self._free = {} if noise is None else dict(noise.free)
         self._weights = _chosen(self.network.module, settings.train) | self._free
         self._buffers = _saved_buffers(self.network.module)
+        self._is_looked_at = False
 
     def init(self) -> State:
         """The weights that the network comes with, moments of zero."""
@@ -165,6 +167,9 @@ class Training:
             outputs_BC = self.network(batch.inputs, {**given, **buffers})
         targets = targets_of(batch).to(device)
         loss = self._loss(outputs_BC, targets)
+        if not self._is_looked_at:
+            refuse_reentrant(loss)
+            self._is_looked_at = True
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         part = {
             f"gradient/{name}": (torch.zeros_like(weight) if gradient is None else gradient).reshape(-1)

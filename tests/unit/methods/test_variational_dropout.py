@@ -12,6 +12,7 @@ from afterfit.engine.gang import LoneGang
 from afterfit.errors import ConfigError, NetworkError
 from afterfit.methods.dropout.fit import MARK, DropoutTraining
 from afterfit.methods.dropout.local import NoisyProducts
+from afterfit.methods.dropout.pruning import pruned_state, with_all_names
 from afterfit.methods.dropout.sites import sites_of
 from afterfit.methods.dropout.weights import Site
 from afterfit.methods.variational_dropout import NoisyTraining, VariationalDropout
@@ -76,7 +77,7 @@ def test_what_cannot_be_fitted_is_refused_with_the_remedy():
 @pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
 def test_noise_is_on_every_weight_that_data_are_multiplied_by_and_on_no_other(case):
     network = case.network()
-    sites = sites_of(network, case.batches[0].inputs, ("*",))
+    sites = sites_of(network, case.batches[0].inputs, ("*",)).noisy
     modules = dict(network.module.named_modules())
     usual = {
         name
@@ -191,6 +192,57 @@ def test_a_fit_of_some_weights_leaves_all_of_them_to_be_loaded():
     assert not torch.equal(loaded["3.weight"], own["3.weight"])
 
 
+def test_a_head_that_is_tied_to_an_embedding_has_no_noise_and_keeps_both_names():
+    torch.manual_seed(0)
+    module = Tied().eval().double()
+    items = [{"words": torch.randint(6, (4,)), "label": number % 6} for number in range(12)]
+    training = NoisyTraining(epochs=2, batch_size=6)
+    made = stages_in_memory(VariationalDropout(training=training, num_draws=2), module, items, Categorical())
+    fitted = made["variational"]
+    assert list(fitted.facts["noisy"]) == ["middle.weight"]
+    (note,) = fitted.facts["notes"]
+    assert note.startswith("1 weight tensors have no noise")
+    assert "embedding.weight" in note
+    left = with_all_names(pruned_state(fitted), module)  # type: ignore[arg-type]
+    assert left.keys() == module.state_dict().keys()
+    assert torch.equal(left["head.weight"], left["embedding.weight"])
+
+
+def test_weights_that_are_made_of_others_have_no_noise_and_a_note_names_them():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(7, 2)))
+    network = Network(module.eval().double())
+    sites = sites_of(network, {"input": torch.randn(1, 5).double()}, ("*",))
+    assert list(sites.noisy) == ["0.weight"]
+    assert sites.still == ["2.parametrizations.weight.original1"]
+
+
+@pytest.mark.parametrize("choices", [{"kl_weight": 1.0}, {"training": NoisyTraining(label_smoothing=0.1, epochs=2)}])
+def test_no_bound_is_shown_where_there_is_none(choices):
+    case = case_named("mlp")
+    given = {"noise": "bernoulli", "sharing": "unit", "learn": False} if "kl_weight" in choices else {}
+    choices.setdefault("training", NoisyTraining(epochs=2, batch_size=6))
+    made = stages_in_memory(
+        VariationalDropout(num_draws=2, **given, **choices), case.module(), case.items, case.likelihood
+    )
+    assert "elbo" not in made["variational"].facts
+    assert (made["variational"].facts["divergence"] == 0) == bool(given)
+
+
+class Tied(nn.Module):
+    """Words in, words out, by one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 8)
+        self.middle = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 6, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.middle(self.embedding(words)).mean(dim=1))
+
+
 class Attentive(nn.Module):
     """One attention of torch's own, and a mean over positions."""
 
@@ -206,7 +258,7 @@ def test_the_projections_of_torchs_attention_have_noise_and_keep_their_sum():
     torch.manual_seed(0)
     network = Network(Attentive().eval().double())
     data = {"data": torch.randn(3, 5, 8).double()}
-    sites = sites_of(network, data, ("*",))
+    sites = sites_of(network, data, ("*",)).noisy
     assert sites == {"attention.in_proj_weight": Site(1), "attention.out_proj.weight": Site(1)}
     items = [{"data": torch.randn(5, 8).double(), "label": number % 8} for number in range(12)]
     request = request_from_objects(network.module, {"train": items}, VariationalDropout(), Categorical())

@@ -88,3 +88,15 @@ def test_work_and_bytes_of_noisy_training_are_those_of_a_run(tmp_path, case, cho
     assert 0.4 < variational.flops / counter.get_total_flops() < 2.5
     assert variational.stored_bytes <= made.num_bytes <= 1.2 * variational.stored_bytes + 2 * 4096
     assert draws.stored_bytes <= ran["draws-00000"].artifact.num_bytes <= 1.1 * draws.stored_bytes + 4096
+
+
+def test_weights_that_are_drawn_for_every_example_are_counted():
+    training = NoisyTraining(epochs=2, batch_size=16)
+    asked, num_weights = [], 60 * 80 + 80 + 80 * 4 + 4
+    for estimator in ("local", "per_example"):
+        method = VariationalDropout(training=training, estimator=estimator, num_draws=5)
+        one = replace(CASES["factors"](), method=method)
+        counted = costs(posterior_plan(one), one)["variational"]
+        assert counted is not None
+        asked.append(counted.memory_gb)
+    assert asked[1] - asked[0] == pytest.approx(2 * 16 * num_weights * 4 / 1e9)

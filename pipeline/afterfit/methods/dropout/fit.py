@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 
@@ -26,6 +26,8 @@ from afterfit.training.schedule import Schedule
 
 MARK = "#rate"
 """Ends the name of what is fitted of a block's noise."""
+NAMED = 3
+"""Of weights without noise."""
 SPENT = "epoch/loss"
 """Of the state: the sum of an epoch's losses, and how many."""
 
@@ -36,9 +38,11 @@ class WeightNoise:
     def __init__(self, recipe: DropoutFit, network: Network, inputs: Mapping[str, Tensor], num_steps: int) -> None:
         self.recipe = recipe
         self.num_steps = num_steps
+        sites = sites_of(network, inputs, recipe.weights)
+        self.still = sites.still
         self.blocks = {
             name: NoisyWeight(recipe.choices, site, tuple(network.weights[name].shape))
-            for name, site in sites_of(network, inputs, recipe.weights).items()
+            for name, site in sites.noisy.items()
         }
         self._start = {
             name + MARK: noisy.start(network.weights[name], recipe.rate) for name, noisy in self.blocks.items()
@@ -109,8 +113,8 @@ class DropoutTraining(Training):
         if (number + 1) % self.schedule.epochs.steps_an_epoch == 0:
             divergence = float(self.noise.divergence(self._shaped(moved)).detach())
             figures["divergence"] = divergence
-            loss = float(spent[0] / spent[1])
-            figures["elbo"] = -loss - divergence / self.examples.num_examples
+            if self.is_bound:
+                figures["elbo"] = -float(spent[0] / spent[1]) - divergence / self.examples.num_examples
             spent = torch.zeros_like(spent)
         return {**moved, SPENT: spent}, Progress(progress.stop, figures)
 
@@ -121,7 +125,8 @@ class DropoutTraining(Training):
         entries = {name: entry for name, entry in made.facts["state"].items() if not name.endswith(MARK)}
         fitted = self.noise.fitted(shaped)
         num_weights = sum(value.numel() for name, value in shaped.items() if not name.endswith(MARK))
-        known = {name: progress.column(name).drop_null().to_pylist()[-1] for name in ("elbo", "divergence")}
+        names = [name for name in ("elbo", "divergence") if name in progress.column_names]
+        known = {name: progress.column(name).drop_null().to_pylist()[-1] for name in names}
         facts = {
             **made.facts,
             **known,
@@ -131,7 +136,7 @@ class DropoutTraining(Training):
             "state": entries,
             "scale": 1.0,
             "noisy": {name: list(one.noisy.site) for name, one in fitted.items()},
-            "notes": [],
+            "notes": list(self._notes()),
         }
         kept = {
             family: [(name, tensor) for name, tensor in tensors if not name.endswith(MARK)]
@@ -144,6 +149,19 @@ class DropoutTraining(Training):
                 entries[name] = [family, list(value.shape)]
         rates = [(name, one.free.reshape(-1)) for name, one in fitted.items()]
         return replace(made, tensors={**kept, "rates": rates}, facts=facts)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether loss and divergence bound the evidence: not by smoothed labels, or where no divergence is known."""
+        return self.recipe.choices.noise != "bernoulli" and not self.settings.label_smoothing
+
+    def _notes(self) -> Iterator[str]:
+        if self.noise.still:
+            shown = ", ".join(self.noise.still[:NAMED]) + (", ..." if len(self.noise.still) > NAMED else "")
+            yield (
+                f"{len(self.noise.still)} weight tensors have no noise, since no linear layer or convolution (alone) "
+                f"multiplies data by them: {shown}."
+            )
 
     def _gaussian(self, fitted: Mapping[str, Fitted]) -> dict[str, float]:
         """Of independent noise, over the noisy weights."""

@@ -145,10 +145,15 @@ class NoisyProducts(TorchFunctionMode):
         if self.estimator == "per_batch":
             noise = self._once(fitted, lambda: torch.randn_like(deviation))
             return call.product(call.data, call.weight + deviation * noise, call.bias)
-        noise = torch.randn(self.num_examples, *deviation.shape, dtype=deviation.dtype, device=deviation.device)
+        count = self._examples_of(call.data)
+        noise = torch.randn(count, *deviation.shape, dtype=deviation.dtype, device=deviation.device)
         weights = call.weight + deviation * noise
-        parts = call.data.reshape(self.num_examples, -1, *call.data.shape[1:]).unbind()
+        parts = call.data.reshape(count, -1, *call.data.shape[1:]).unbind()
         return torch.cat([call.product(data, one, call.bias) for data, one in zip(parts, weights, strict=True)])
+
+    def _examples_of(self, data: Tensor) -> int:
+        """B, or one where all examples share the data, such as positions."""
+        return 1 if data.shape[0] % self.num_examples else self.num_examples
 
     def _factors(self, call: Call, fitted: Fitted) -> Tensor:
         """Multipliers of the input units, of mean 1."""
@@ -160,7 +165,7 @@ class NoisyProducts(TorchFunctionMode):
         if self.estimator == "per_batch" or is_each:  # a kernel meets a unit at several positions: one factor for all
             sizes = [1] * call.data.dim()
             sizes[call.unit_axis] = call.data.shape[call.unit_axis]
-            sizes[0] = self.num_examples if is_each else 1
+            sizes[0] = self._examples_of(call.data) if is_each else 1
         random = torch.rand if fitted.noisy.choices.noise == "bernoulli" else torch.randn
 
         def draw() -> Tensor:
@@ -173,5 +178,5 @@ class NoisyProducts(TorchFunctionMode):
         else:
             factors = 1 + (alpha + FLOOR).sqrt() * noise
         if is_each:
-            factors = factors.repeat_interleave(call.data.shape[0] // self.num_examples, dim=0)
+            factors = factors.repeat_interleave(call.data.shape[0] // sizes[0], dim=0)
         return factors

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from afterfit.algebra import Artifact
 from afterfit.methods.dropout.local import Fitted
@@ -55,3 +55,10 @@ def pruned_state(artifact: Artifact, level: float = PRUNED) -> dict[str, Tensor]
         for name, one in fitted_noise(artifact).items()
     }
     return trained_state(artifact) | pruned
+
+
+def with_all_names(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Copies, as `module.load_state_dict` wants them: tied tensors under each of their names."""
+    own = module.state_dict(keep_vars=True)
+    names = {id(tensor): name for name, tensor in own.items() if name in weights}
+    return {name: weights[names[id(tensor)]].clone().contiguous() for name, tensor in own.items()}

@@ -105,8 +105,13 @@ class NoisyWeight:
         return ((rates if self.choices.is_additive else self.spread_out(rates)) >= level).expand(self.shape)
 
     def divergence(self, mean: Tensor, free: Tensor) -> Tensor:
-        """The sum over all noise variables, nats: over weights, or over input units where noise is correlated."""
+        """The sum over all noise variables, nats: over weights, or over input units where noise is correlated.
+
+        None is known of `bernoulli` noise, and it is zero.
+        """
         choices = self.choices
+        if choices.noise == "bernoulli":
+            return mean.new_zeros(())
         if choices.divergence == "proper_prior":
             return gaussian(mean, self.variance(mean, free) + TINY, choices.prior_precision).sum()
         rates = self.log_alpha(mean, free)

@@ -117,3 +117,14 @@ def test_one_draw_a_batch_is_one_for_all_uses_of_a_weight(kind):
     with NoisyProducts([of], "per_batch", 2):
         first, second = F.linear(data, of.mean), F.linear(data, of.mean)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("estimator", ["local", "per_example", "per_batch"])
+@pytest.mark.parametrize("kind", CHOICES)
+def test_what_all_examples_share_has_noise_and_keeps_its_shape(kind, estimator):
+    of = fitted(PRODUCTS["linear"], CHOICES[kind])
+    torch.manual_seed(0)
+    with NoisyProducts([of], estimator, 7):
+        made = F.linear(torch.ones(1, 4).double(), of.mean)
+    assert made.shape == (1, 5)
+    assert not torch.equal(made, F.linear(torch.ones(1, 4).double(), of.mean))
