@@ -44,8 +44,8 @@ NAME = "variational_dropout_mnist"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/variational_dropout"
 EPOCHS: Mapping[str, Mapping[Budget, int]] = {
     "sparse": {"hour": 60, "full": 200},
-    "type_a": {"hour": 40, "full": 200},
-    "type_b": {"hour": 20, "full": 200},
+    "type_a": {"hour": 100, "full": 200},
+    "type_b": {"hour": 30, "full": 200},
     "none": {"hour": 40, "full": 200},
     "vit": {"hour": 10, "full": 50},
 }
@@ -87,7 +87,7 @@ def gradients(store: str, budget: Budget) -> Figures:  # noqa: ARG001
 
 def _training(estimator: Estimator) -> DropoutTraining:
     overrides = ["network.arguments.sizes=[784,250,250,250,10]", *INDEPENDENT, f"method.estimator={estimator}"]
-    overrides += [f"method.training.epochs={GRADIENT_EPOCHS}", NO_OTHERS, "method.rate=0.1"]
+    overrides += [f"method.training.epochs={GRADIENT_EPOCHS}", NO_OTHERS, "method.rate=0.1", "method.layer_rates=[]"]
     request = prepare(read_config(str(CONFIGS / "mnist_type_a.yaml"), overrides), str(RUNS / NAME)).request
     bench = Bench(request.bench("", {}))
     recipe: Any = request.method.stages(request.likelihood, bench)["variational"].recipe
@@ -151,6 +151,7 @@ NONE = [
     "method.sharing=layer",
     "method.learn=false",
     "method.rate=1e-9",
+    "method.layer_rates=[]",
     "method.kl_weight=0",
 ]
 PARTS: Mapping[str, tuple[str, Callable[[str, Budget], Figures]]] = {

@@ -56,6 +56,8 @@ class VariationalDropout(Frozen):
     """Part of all steps over which the divergence rises to its weight."""
     rate: Positive = 0.05
     """alpha, variance over squared mean, at the start; of dropping with probability p: p / (1 - p)."""
+    layer_rates: tuple[tuple[str, Positive], ...] = ()
+    """Pairs of a glob of weight names and their rate at the start; the last one that matches counts."""
     learn: bool = True
     """Whether rates are fitted; else they stay."""
     weights: tuple[str, ...] = ("*",)
@@ -86,8 +88,9 @@ class VariationalDropout(Frozen):
                 )
         if self.noise == "bernoulli" and self.learn:
             raise ConfigError("The rates of bernoulli noise cannot be fitted; set `learn: false`.")
-        if self.kl == "kingma" and self.rate > 1:
-            raise ConfigError(f"`rate` is {self.rate:g}; `kl: kingma` holds up to 1, `molchanov` beyond.")
+        highest = max(self.rate, *(rate for _, rate in self.layer_rates), 0.0)
+        if self.kl == "kingma" and highest > 1:
+            raise ConfigError(f"A rate is {highest:g}; `kl: kingma` holds up to 1, `molchanov` beyond.")
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """The fit, and draws by chunks."""
@@ -104,6 +107,7 @@ class VariationalDropout(Frozen):
             weights=self.weights,
             estimator=self.estimator,
             rate=self.rate,
+            rates=self.layer_rates,
             is_fitted=self.learn,
             price=self.kl_weight,
             warm_up=self.warm_up,

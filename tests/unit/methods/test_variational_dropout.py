@@ -159,6 +159,16 @@ def test_stored_draws_have_the_variances_that_were_fitted(choices):
         assert (rows.mean(dim=1).abs() < 6 * (expected / num).sqrt() + 1e-12).all()
 
 
+def test_layers_start_at_rates_of_their_own():
+    rates = (("*", 0.3), ("3.*", 0.7))
+    fit = fit_of(case_named("mlp"), rate=0.1, layer_rates=rates, noise="correlated", sharing="layer")
+    start = {name.removesuffix(MARK): float(value.exp()) for name, value in fit.noise.free.items()}
+    assert start["0.weight"] == pytest.approx(0.3)
+    assert start["3.weight"] == pytest.approx(0.7)
+    with pytest.raises(ConfigError, match=r"'hed\.\*' in `method\.layer_rates` chooses no weight"):
+        fit_of(case_named("mlp"), layer_rates=(("hed.*", 0.3),))
+
+
 def test_rates_that_are_not_fitted_stay_and_cost_nothing():
     fit = fit_of(case_named("mlp"), noise="bernoulli", sharing="layer", learn=False, kl_weight=0.0)
     assert not fit.noise.free

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 
 import pyarrow as pa
 import torch
@@ -40,12 +41,18 @@ class WeightNoise:
         self.num_steps = num_steps
         sites = sites_of(network, inputs, recipe.weights)
         self.still = sites.still
+        for glob, _ in recipe.rates:
+            if not any(fnmatchcase(name, glob) for name in sites.noisy):
+                raise ConfigError(
+                    f"The pattern {glob!r} in `method.layer_rates` chooses no weight with noise; those are "
+                    f"{', '.join(list(sites.noisy)[:3])}."
+                )
         self.blocks = {
             name: NoisyWeight(recipe.choices, site, tuple(network.weights[name].shape))
             for name, site in sites.noisy.items()
         }
         self._start = {
-            name + MARK: noisy.start(network.weights[name], recipe.rate) for name, noisy in self.blocks.items()
+            name + MARK: noisy.start(network.weights[name], recipe.rate_of(name)) for name, noisy in self.blocks.items()
         }
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from afterfit.algebra import Unit
@@ -39,9 +40,14 @@ class DropoutFit:
     weights: tuple[str, ...]  # globs
     estimator: Estimator = "local"
     rate: float = 0.05  # alpha at the start
+    rates: tuple[tuple[str, float], ...] = ()  # of the weights that a glob matches; the last one counts
     is_fitted: bool = True  # whether rates are
     price: float = 1.0
     warm_up: float = 0.0  # of all steps, over which the price rises
+
+    def rate_of(self, name: str) -> float:
+        """alpha of a weight tensor at the start."""
+        return next((rate for glob, rate in reversed(self.rates) if fnmatchcase(name, glob)), self.rate)
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """None: a gang cuts steps into slices instead."""
