@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from afterfit.methods.ella import Ella
     from afterfit.methods.ggn_nystrom import GgnNystrom
+    from afterfit.methods.hessian_free import HessianFree
+    from afterfit.methods.implicit_hessian import ImplicitHessian
     from afterfit.methods.null_space import NullSpace
     from afterfit.methods.slang import Slang
     from afterfit.methods.variational_dropout import VariationalDropout
@@ -15,6 +17,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Ella",
     "GgnNystrom",
+    "HessianFree",
+    "ImplicitHessian",
     "NullSpace",
     "Posterior",
     "Slang",
@@ -27,6 +31,8 @@ __all__ = [
 _HOME = {
     "Ella": "afterfit.methods.ella",
     "GgnNystrom": "afterfit.methods.ggn_nystrom",
+    "HessianFree": "afterfit.methods.hessian_free",
+    "ImplicitHessian": "afterfit.methods.implicit_hessian",
     "NullSpace": "afterfit.methods.null_space",
     "Posterior": "afterfit.plan.api",
     "Slang": "afterfit.methods.slang",

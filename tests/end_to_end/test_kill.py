@@ -28,6 +28,8 @@ MOMENTS = {
     "the end of a fit in shards": ("slang", "write", "variational/", "mean_float32"),
     "a step with noisy weights": ("variational_dropout", "item", "variational/", "/step/"),
     "the rates of the noise": ("variational_dropout", "write", "variational/", "rates"),
+    "a pass of a refit": ("hessian_free", "item", "covariance-test/", "/at/00000006"),
+    "the answer of a query": ("hessian_free", "write", "covariance-others/", "covariance"),
     "the plain network at a draw": ("null_space_cg", "item", "features-test-00000/", "/at/00000002"),
 }
 

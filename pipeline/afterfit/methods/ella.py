@@ -33,7 +33,7 @@ class Ella(Frozen):
     Source: Deng, Zhou, Zhu (2022), arXiv:2210.12642.
     """
 
-    posterior: ClassVar[Literal["subspace", "draws"]] = "subspace"
+    posterior: ClassVar[Literal["subspace", "draws", "queries"]] = "subspace"
     narrower: ClassVar[str] = "raise `method.prior_precision`, or let it be chosen by validation"
     name: Literal["ella"] = "ella"
     num_landmarks: int = Field(2000, gt=0)

@@ -43,7 +43,7 @@ class GgnNystrom(Frozen):
     Source: Tropp, Yurtsever, Udell, Cevher (2017), arXiv:1706.05736, on the GGN.
     """
 
-    posterior: ClassVar[Literal["subspace", "draws"]] = "subspace"
+    posterior: ClassVar[Literal["subspace", "draws", "queries"]] = "subspace"
     narrower: ClassVar[str] = "raise `method.prior_precision`, or let it be chosen by validation"
     name: Literal["ggn_nystrom"] = "ggn_nystrom"
     num_probes: int = Field(64, gt=0)

@@ -32,7 +32,7 @@ class Slang(Frozen):
     """
 
     name: Literal["slang"] = "slang"
-    posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
+    posterior: ClassVar[Literal["subspace", "draws", "queries"]] = "draws"
     narrower: ClassVar[str] = "raise `method.prior_precision`"
     scale: ClassVar[float] = 1.0  # draws are displacements as they are
     loss: ClassVar[None] = None

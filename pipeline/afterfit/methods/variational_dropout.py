@@ -33,7 +33,7 @@ class VariationalDropout(Frozen):
     """
 
     name: Literal["variational_dropout"] = "variational_dropout"
-    posterior: ClassVar[Literal["subspace", "draws"]] = "draws"
+    posterior: ClassVar[Literal["subspace", "draws", "queries"]] = "draws"
     narrower: ClassVar[str] = "lower `method.rate`, or `method.kl_weight`"
     scale: ClassVar[float] = 1.0  # draws are displacements as they are
     loss: ClassVar[None] = None

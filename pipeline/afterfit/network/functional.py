@@ -33,7 +33,7 @@ class Network:
     ):
         check_usable(module)
         self.module = module
-        self.output = output
+        self.output: OutputRule = output
         self.layout = Layout.of(module, weights, tile_weights)
         state = dict(module.named_parameters())
         self._moved: Mapping[str, Tensor] = {}  # in place of the module's own

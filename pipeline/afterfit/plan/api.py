@@ -24,8 +24,10 @@ from afterfit.plan.execute import execute
 from afterfit.plan.fitted import FitRecord, check_same_network, read_fit
 from afterfit.plan.opened import Posterior
 from afterfit.plan.opened_draws import OpenedDraws
+from afterfit.plan.opened_queries import OpenedQueries
 from afterfit.plan.opened_subspace import OpenedSubspace
 from afterfit.plan.posterior import posterior_plan
+from afterfit.plan.record import read_record
 from afterfit.plan.request import FitRequest, Method, PosteriorKind, centre_of
 from afterfit.plan.resolve import module_identity, request_from_objects
 from afterfit.plan.shortage import opening, within_memory
@@ -33,11 +35,13 @@ from afterfit.resources import Memory
 from afterfit.store.directory import Store, open_store
 from afterfit.training.point_estimate import trained_state
 
-OPENED: Final[Mapping[PosteriorKind, Callable[[Network, Store, FitRecord], Posterior]]] = {
-    "subspace": OpenedSubspace,
-    "draws": OpenedDraws,
+Asked = Callable[[], FitRequest]
+OPENED: Final[Mapping[PosteriorKind, Callable[[Network, Store, FitRecord, Asked | None], Posterior]]] = {
+    "subspace": lambda network, store, record, _: OpenedSubspace(network, store, record),
+    "draws": lambda network, store, record, _: OpenedDraws(network, store, record),
+    "queries": OpenedQueries,
 }
-"""Kind of posterior -> what predicts with one."""
+"""Kind of posterior -> what predicts with one, given what was asked for where that is known."""
 
 
 def fit(
@@ -123,7 +127,7 @@ def fit(
     has = memory_here(has_gpu=has_gpu) if engine == "inprocess" else Memory()
     record = within_memory(request, opened, attempt, asker="fit", lowers=fit_memory, has=has, tell=warned)
     record.write(opened)
-    return _opened(network, record, opened)
+    return _opened(network, record, opened, lambda: request)
 
 
 def load(uri: str, network: nn.Module | None = None) -> Posterior:
@@ -153,10 +157,10 @@ def load(uri: str, network: nn.Module | None = None) -> Posterior:
         settings = NetworkSettings.model_validate(record.network)
         check_same_network(settings, record.network_identity, store)
         module = load_module(settings)
-    return _opened(module, record, store)
+    return _opened(module, record, store, None if record.network is None else lambda: read_record(store).request())
 
 
-def _opened(module: nn.Module, record: FitRecord, store: Store) -> Posterior:
+def _opened(module: nn.Module, record: FitRecord, store: Store, asked: Asked | None) -> Posterior:
     """With the weights that the posterior is around in a copy of the module, unless they are its own."""
     centre = store.read(record.stages[centre_of(record.stages)])
     if not centre.facts.get("is_loaded"):
@@ -168,4 +172,4 @@ def _opened(module: nn.Module, record: FitRecord, store: Store) -> Posterior:
             f"The store {store.uri} was made for other weights than the network has; load it with the network it was "
             "fitted for."
         )
-    return OPENED[record.posterior](view, store, record)
+    return OPENED[record.posterior](view, store, record, asked)

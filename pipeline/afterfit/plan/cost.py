@@ -12,6 +12,7 @@ from afterfit.network.workbench import tiles_of
 from afterfit.plan.counted import CORE_BYTES, Counted, features_counted, row_bytes
 from afterfit.plan.draw_cost import DRAW_COSTS
 from afterfit.plan.projection_cost import PROJECTION_COSTS
+from afterfit.plan.query_cost import QUERY_COSTS
 from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS
 from afterfit.plan.sizes import Sizes
@@ -296,6 +297,7 @@ COSTS: Final[Mapping[str, CountedBy]] = {
     "NystromBasis": _nystrom_basis,
     **DRAW_COSTS,
     **PROJECTION_COSTS,
+    **QUERY_COSTS,
     **VARIATIONAL_COSTS,
 }
 """Class name of a recipe -> how its cost is counted."""

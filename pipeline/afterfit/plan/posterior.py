@@ -10,6 +10,7 @@ from afterfit.network.workbench import Declaration
 from afterfit.plan.bench import Bench
 from afterfit.plan.draws_tail import draws_tail
 from afterfit.plan.predictions import Scores
+from afterfit.plan.queries_tail import queries_tail
 from afterfit.plan.request import FitRequest, PosteriorKind
 from afterfit.plan.stage import Stage
 from afterfit.plan.subspace_tail import subspace_tail
@@ -18,7 +19,7 @@ from afterfit.training.noise import NoiseVariance
 Tail = Callable[[FitRequest, Mapping[str, Declaration]], Iterable[tuple[str, Declaration]]]
 """From the request and what its method declared to the stages that follow, up to the predictions."""
 
-TAILS: Final[Mapping[PosteriorKind, Tail]] = {"subspace": subspace_tail, "draws": draws_tail}
+TAILS: Final[Mapping[PosteriorKind, Tail]] = {"subspace": subspace_tail, "draws": draws_tail, "queries": queries_tail}
 """Kind of posterior -> what follows a method that leaves one."""
 
 

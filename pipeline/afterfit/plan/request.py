@@ -7,6 +7,9 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.errors import ConfigError
 from afterfit.layout import Layout
+from afterfit.methods.queries.amortised import AmortisedVariances
+from afterfit.methods.queries.covariance import QueryCovariances
+from afterfit.methods.queries.plateau import Plateau
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Recipe
 from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
@@ -15,8 +18,9 @@ from afterfit.posterior.subspace import Complement
 from afterfit.rows.coverage import Coverage
 from afterfit.rows.planning import micro_batch
 
-PosteriorKind = Literal["subspace", "draws"]
-"""What a method leaves behind: a Gaussian in a subspace of the weights, or draws of the weights that are stored."""
+PosteriorKind = Literal["subspace", "draws", "queries"]
+"""What a method leaves behind: a Gaussian in a subspace of the weights, draws of the weights that are stored, or
+covariances of the outputs that it was asked about."""
 
 By = Literal["linearised", "network"]
 """What predicts under a draw: the network linearised at the trained weights, or the network with the draw's weights."""
@@ -131,6 +135,27 @@ class DrawsMethod(Method, Protocol):
     @property
     def scale(self) -> float | str:
         """Standard deviation of the draws, or the rule that chooses it; `validation` reads the validation data."""
+        ...
+
+
+class QueryMethod(Method, Protocol):
+    """One that finds covariances of single outputs, each by passes of its own; its stages end in leading eigenpairs."""
+
+    @property
+    def prior_precision(self) -> float | Literal["auto"]:
+        """Inverse prior variance."""
+        ...
+
+    def plateau(self, likelihood: Likelihood) -> Plateau | None:
+        """The stage that finds lambda, where it is not given."""
+        ...
+
+    def covariances(self, role: str, likelihood: Likelihood) -> QueryCovariances:
+        """The stage that answers the queries of a data set, each by itself."""
+        ...
+
+    def variances(self, role: str, likelihood: Likelihood) -> AmortisedVariances | None:
+        """In its place the one that answers all of them by a few refits, if that was asked for."""
         ...
 
 

@@ -167,20 +167,26 @@ def validation_objective(
     posteriors = _posteriors(curvature, recipe.complement)
 
     def nll(choice: Choice) -> float:
-        posterior = posteriors(choice)
-        outputs = features.outputs(posterior, recipe.likelihood)
-        if isinstance(recipe.likelihood, Gaussian):
-            moments = outputs.observe(recipe.likelihood.variance)
-            residual = targets.reshape(moments.mean.shape) - moments.mean
-            density = -(residual.square() / moments.variance + (2 * math.pi * moments.variance).log()).sum(1) / 2
-            return -density.double().mean().item()
-        probabilities = outputs.probabilities(recipe.link, num_draws=num_draws, seed=Seed(0, ("tuning",)))
-        if recipe.likelihood.name == "bernoulli":
-            answered = torch.where(targets.reshape(probabilities.shape) > 0.5, probabilities, 1 - probabilities)
-            return -answered.double().log().sum(1).mean().item()
-        return -probabilities.double().gather(1, targets.long()[:, None]).log().mean().item()
+        outputs = features.outputs(posteriors(choice), recipe.likelihood)
+        return validation_nll(outputs, targets, recipe.likelihood, recipe.link, num_draws)
 
     return nll
+
+
+def validation_nll(
+    outputs: GaussianOutputs, targets: Tensor, likelihood: Likelihood, link: Link, num_draws: int = TUNING_DRAWS
+) -> float:
+    """Nats an example; the same noise for all outputs."""
+    if isinstance(likelihood, Gaussian):
+        moments = outputs.observe(likelihood.variance)
+        residual = targets.reshape(moments.mean.shape) - moments.mean
+        density = -(residual.square() / moments.variance + (2 * math.pi * moments.variance).log()).sum(1) / 2
+        return -density.double().mean().item()
+    probabilities = outputs.probabilities(link, num_draws=num_draws, seed=Seed(0, ("tuning",)))
+    if likelihood.name == "bernoulli":
+        answered = torch.where(targets.reshape(probabilities.shape) > 0.5, probabilities, 1 - probabilities)
+        return -answered.double().log().sum(1).mean().item()
+    return -probabilities.double().gather(1, targets.long()[:, None]).log().mean().item()
 
 
 def evidence_objective(recipe: Tuning, curvature: Curvature, norm_squared: float) -> Callable[[Choice], float]:

@@ -46,7 +46,7 @@ class DropoutFit:
     warm_up: float = 0.0  # of all steps, over which the price rises
 
     def rate_of(self, name: str) -> float:
-        """alpha of a weight tensor at the start."""
+        """Alpha of a weight tensor at the start."""
         return next((rate for glob, rate in reversed(self.rates) if fnmatchcase(name, glob)), self.rate)
 
     def units(self, outline: Outline) -> Sequence[Unit]:

@@ -1,0 +1,114 @@
+"""Hessian-free Laplace: variances of outputs from refits of the network, without a product with the Hessian."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from afterfit.errors import ConfigError
+from afterfit.frozen import Frozen, Positive
+from afterfit.methods.ggn_nystrom import leading_ggn
+from afterfit.methods.queries.amortised import Amortised, AmortisedVariances
+from afterfit.methods.queries.covariance import QueryCovariances
+from afterfit.methods.queries.plateau import Plateau
+from afterfit.methods.queries.refits import Sides
+from afterfit.network.likelihoods import Likelihood
+from afterfit.network.workbench import Declaration, Outline
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+class HessianFree(Frozen):
+    """Refits that raise one output by lambda times the loss's unit: how far the output moves is its variance.
+
+    The trained weights count as a minimum: the loss is tilted by its gradient there. Of the network linearised at them
+    the loss is convex, and variances are those of the GGN; of the network itself those of the exact Hessian, where that
+    is positive.
+
+    Source: McInerney, Kallus (2024), arXiv:2403.10671.
+    """
+
+    name: Literal["hessian_free"] = "hessian_free"
+    posterior: ClassVar[Literal["subspace", "draws", "queries"]] = "queries"
+    narrower: ClassVar[str] = "raise `method.prior_precision`"
+    queries: int | None = Field(100, gt=0)
+    """Examples of each evaluated data set, from its first, whose outputs get a covariance; null: all."""
+    network: Literal["linearised", "exact", "auto"] = "linearised"
+    """`exact`: the network itself, refused where its loss has negative curvature; `auto`: that where it has none, else
+    linearised."""
+    sides: Sides = "two"
+    """Refits at lambda and -lambda, or at lambda only: half the passes, and a bias of first order in lambda."""
+    lambda_sd: Positive | Literal["auto"] | Annotated[tuple[Positive, ...], Field(min_length=2)] = "auto"
+    """lambda times the output's standard deviation; `auto`, or a grid: where variances are flat, on a few queries."""
+    tolerance: Positive = 3e-3
+    """Length of a refit's last gradient, relative to lambda times that of the output."""
+    max_passes: int = Field(60, gt=1)
+    """Over the training data, of a refit."""
+    amortised: Amortised | None = None
+    """`hutchinson`: variances of all queries from a few refits with signs, unbiased, with standard errors; `score`:
+    from one, a score that orders queries, scaled by validation data."""
+    num_refits: int | Literal["auto"] = "auto"
+    """Of `hutchinson`; `auto`: for a relative standard error of .2, refused where direct refits are cheaper."""
+    rank: int = Field(64, gt=0)
+    """Leading eigenpairs of the GGN that refits are preconditioned by."""
+    prior_precision: Positive | Literal["auto"] = "auto"
+    """Inverse prior variance; `auto`: by the marginal likelihood of these eigenpairs."""
+    seed: int = 0
+    """Names the probes of the sketch."""
+
+    def check(self, num_examples: int, num_outputs: int) -> None:
+        """Refuse a grid out of order.
+
+        Raises:
+            ConfigError: for it.
+        """
+        if isinstance(self.lambda_sd, tuple) and list(self.lambda_sd) != sorted(set(self.lambda_sd)):
+            raise ConfigError("The lambdas of `method.lambda_sd` are not ascending; give each once, from the smallest.")
+
+    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
+        """What preconditions."""
+        rank = min(self.rank, outline.layout.num_weights)
+        return leading_ggn(likelihood, rank, self.seed, outline)
+
+    def plateau(self, likelihood: Likelihood) -> Plateau | None:
+        """Where lambda is not given."""
+        if isinstance(self.lambda_sd, float) and self.network != "auto":
+            return None
+        grid = GRID if self.lambda_sd == "auto" else self.lambda_sd
+        return Plateau(
+            likelihood=likelihood,
+            kind="linearised" if self.network == "linearised" else "exact",
+            sides=self.sides,
+            tolerance=self.tolerance,
+            max_passes=self.max_passes,
+            grid=grid if isinstance(grid, tuple) else (grid,),
+            may_fall_back=self.network == "auto",
+        )
+
+    def covariances(self, role: str, likelihood: Likelihood) -> QueryCovariances:
+        """Of a data set."""
+        return QueryCovariances(**self._solving(likelihood), role=role, num_examples=self.queries)
+
+    def variances(self, role: str, likelihood: Likelihood) -> AmortisedVariances | None:
+        """The same from a few refits for all queries."""
+        if self.amortised is None:
+            return None
+        return AmortisedVariances(
+            **self._solving(likelihood),
+            role=role,
+            num_examples=self.queries,
+            amortised=self.amortised,
+            num_refits=self.num_refits,
+            seed=self.seed,
+        )
+
+    def _solving(self, likelihood: Likelihood) -> dict[str, Any]:
+        is_found = self.plateau(likelihood) is not None
+        return {
+            "likelihood": likelihood,
+            "kind": "linearised" if self.network == "linearised" else "exact",
+            "sides": self.sides,
+            "tolerance": self.tolerance,
+            "max_passes": self.max_passes,
+            "lambda_sd": None if is_found else self.lambda_sd,
+        }

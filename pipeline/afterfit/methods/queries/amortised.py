@@ -1,0 +1,233 @@
+"""Variances of many queries from a few refits: signs of each query, or one common direction.
+
+`hutchinson`: right-hand sides sum_q s_q grad f_q for signs s; s_q times what a refit moves output q by has the
+expectation Var(q), and is exact once there are as many refits as queries, since signs are columns of a Hadamard matrix.
+What the leading eigenpairs and the prior give is known exactly, so that signs are spent on the remainder only. `score`:
+the mean absolute output is raised, as in the paper; how far output q moves is a covariance with that, not a variance.
+
+Source: McInerney, Kallus (2024), arXiv:2403.10671 for the score; Hutchinson (1990), doi:10.1080/03610919008812866.
+
+Shapes: n examples, C outputs, Q = n C queries, R refits, K eigenpairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor, Result, Unit, batches, micro_batches
+from afterfit.errors import ConfigError
+from afterfit.methods.queries.covariance import Solving
+from afterfit.methods.queries.refits import influence
+from afterfit.methods.queries.solving import Solver, Unsaved
+from afterfit.network.workbench import Outline, Workbench
+from afterfit.precision import CORE, state_dtype
+from afterfit.seeds import Seed
+
+Amortised = Literal["hutchinson", "score"]
+PILOT = 4
+"""Refits that say how many are needed."""
+ACCURACY = 0.2
+"""Of a variance, relative: what `auto` asks for."""
+
+
+class Estimate(NamedTuple):
+    """Of all queries."""
+
+    variance_Q: Tensor
+    error_Q: Tensor  # standard error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmortisedVariances(Solving):
+    """Of the first examples of a data set: as `QueryCovariances` leaves them, without covariances between outputs.
+
+    Also `error` (n, C), standard errors of the variances (none of a score), and the fact num_refits.
+
+    Cost: some passes over the training data for all R refits together, and two over the queries.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    role: str
+    num_examples: int | None
+    amortised: Amortised
+    num_refits: int | Literal["auto"]
+    seed: int
+
+    @property
+    def is_score(self) -> bool:
+        """Whether what it finds has no unit."""
+        return self.amortised == "score"
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """One."""
+        total = outline.num_examples(self.role)
+        return [Unit("all", {"stop": total if self.num_examples is None else min(total, self.num_examples)})]
+
+    def on(self, bench: Workbench) -> _AmortisedTask:
+        """Needs what `QueryCovariances` needs."""
+        return _AmortisedTask(self, bench)
+
+
+@dataclass(frozen=True)
+class _AmortisedTask:
+    recipe: AmortisedVariances
+    bench: Workbench
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        recipe, solver = self.recipe, self.recipe.solver(self.bench)
+        queries = Queries(solver, recipe.role, unit.details["stop"])
+        mean_nC, targets = queries.outputs()
+        if recipe.amortised == "score":
+            moved_QR = self._moved(queries, mean_nC.flatten().sign()[:, None] / mean_nC.numel(), cursor)
+            found, num = Estimate(moved_QR[:, 0].abs(), torch.zeros(mean_nC.numel(), dtype=CORE)), 1
+        else:
+            found, num = self._by_signs(queries, mean_nC.numel(), cursor)
+        variance_nC = found.variance_Q.view_as(mean_nC)
+        kept = {
+            "mean": mean_nC,
+            "covariance": torch.diag_embed(variance_nC.clamp_min(0)),
+            "error": found.error_Q.view_as(mean_nC),
+            "index": torch.arange(len(mean_nC)),
+        }
+        if targets is not None:
+            kept["target"] = targets
+        facts = {"num_refits": num, "notes": list(_notes(found, recipe.amortised, num))}
+        return Result(tensors={family: [("all", values)] for family, values in kept.items()}, facts=facts)
+
+    def _by_signs(self, queries: Queries, num_queries: int, cursor: Cursor) -> tuple[Estimate, int]:
+        recipe = self.recipe
+        known_Q = queries.known()
+        asked = recipe.num_refits
+        num = min(PILOT, num_queries) if asked == "auto" else asked
+        if asked != "auto" and asked >= num_queries:
+            raise ConfigError(_cheaper(asked, num_queries))
+        answers_QR = self._answers(queries, num_queries, range(num), cursor if asked != "auto" else Unsaved())
+        if asked == "auto":
+            num = needed(known_Q, answers_QR)
+            if num >= num_queries:
+                raise ConfigError(_cheaper(num, num_queries))
+            more_QR = self._answers(queries, num_queries, range(answers_QR.shape[1], num), cursor)
+            answers_QR = torch.cat([answers_QR, more_QR], dim=1)
+        return estimated(known_Q, answers_QR), answers_QR.shape[1]
+
+    def _answers(self, queries: Queries, num_queries: int, chosen: range, cursor: Cursor) -> Tensor:
+        """s_q times how far the remainder moves query q, (Q, R)."""
+        signs_QR = hadamard_signs(num_queries, chosen, Seed(self.recipe.seed, ("signs",)))
+        return signs_QR * self._moved(queries, signs_QR, cursor, deflated=True)
+
+    def _moved(self, queries: Queries, weights_QR: Tensor, cursor: Cursor, *, deflated: bool = False) -> Tensor:
+        """How far refits of sums of the queries move each query, (Q, R); less what is known, if deflated."""
+        solver, recipe = queries.solver, self.recipe
+        rhs = queries.summed(weights_QR)
+        found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor)
+        moved_QR = torch.cat([found.moved(solver, batch).flatten(0, 1).cpu() for batch in queries])
+        if not deflated:
+            return moved_QR
+        known = solver.preconditioner.low_rank()(rhs)
+        return moved_QR - torch.cat([solver.response.times(batch, known).flatten(0, 1).cpu() for batch in queries])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The outputs of the first examples of a data set."""
+
+    solver: Solver
+    role: str
+    num_examples: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Micro-batches, in order."""
+        data = self.solver.bench.data(self.role)
+        return batches(data, micro_batches(data, range(self.num_examples), self.solver.bench.micro_batch))
+
+    def outputs(self) -> tuple[Tensor, Tensor | None]:
+        """(n, C) in float64, and targets."""
+        means, targets = [], []
+        for batch in self:
+            with torch.no_grad():
+                means.append(self.solver.response.network(batch.inputs).to(CORE).cpu())
+            targets += [] if batch.targets is None else [batch.targets]
+        return torch.cat(means), torch.cat(targets) if targets else None
+
+    def summed(self, weights_QR: Tensor) -> dict[str, Tensor]:
+        """sum_q w_q grad f_q by tiles (P_tile, R)."""
+        network, first = self.solver.response.network, 0
+        dtype = state_dtype(network.dtype)
+        into = {tile.name: torch.zeros(tile.size, weights_QR.shape[1], dtype=dtype) for tile in network.layout}
+        for batch in self:
+            width = len(batch) * self.solver.bench.num_outputs
+            part = weights_QR[first : first + width].view(len(batch), -1, weights_QR.shape[1])
+            self.solver.response.add_rows(batch, into, part)
+            first += width
+        return into
+
+    def known(self) -> Tensor:
+        """Variances by the leading eigenpairs and the prior, (Q,)."""
+        preconditioner, parts = self.solver.preconditioner, []
+        prior = preconditioner.prior_precision
+        inverse_K = 1 / (preconditioner.values_K + prior) - 1 / prior
+        for batch in self:
+            features_BCK = self.solver.response.times(batch, preconditioner.basis).to(CORE).cpu()
+            squares_BC = self.solver.response.squares(batch).to(CORE).cpu()
+            parts.append((squares_BC / prior + (features_BCK.square() * inverse_K).sum(dim=2)).flatten())
+        return torch.cat(parts)
+
+
+def hadamard_signs(num_queries: int, chosen: range, seed: Seed) -> Tensor:
+    """Columns of a Hadamard matrix in random order, rows at random places and with random signs, (Q, R).
+
+    With as many columns as the matrix has, their mean outer product is the identity.
+    """
+    size = 1 << max(0, math.ceil(math.log2(max(num_queries, 1))))
+    generator = seed.generator()
+    rows_Q = torch.randperm(size, generator=generator)[:num_queries]
+    columns = torch.randperm(size, generator=generator)
+    flips_Q = 1 - 2 * torch.randint(2, (num_queries,), generator=generator)
+    both = rows_Q[:, None] & columns[list(chosen)][None]
+    parity = torch.zeros_like(both)
+    while bool(both.any()):
+        parity ^= both & 1
+        both = both >> 1
+    return ((1 - 2 * parity) * flips_Q[:, None]).to(CORE)
+
+
+def estimated(known_Q: Tensor, answers_QR: Tensor) -> Estimate:
+    """The mean, and its standard error: refits are drawn without putting back."""
+    num_queries, num = answers_QR.shape
+    size = 1 << max(0, math.ceil(math.log2(max(num_queries, 1))))
+    left = max(0.0, 1 - num / size)
+    deviation_Q = answers_QR.std(dim=1) if num > 1 else torch.full((num_queries,), math.nan, dtype=CORE)
+    return Estimate(known_Q + answers_QR.mean(dim=1), deviation_Q * math.sqrt(left / num))
+
+
+def needed(known_Q: Tensor, answers_QR: Tensor) -> int:
+    """Refits for the accuracy that `auto` asks for, by a few of them."""
+    variance_Q = (known_Q + answers_QR.mean(dim=1)).clamp_min(torch.finfo(CORE).tiny)
+    relative = float((answers_QR.std(dim=1) / variance_Q).median())
+    return max(answers_QR.shape[1], math.ceil((relative / ACCURACY) ** 2))
+
+
+def _cheaper(num: int, num_queries: int) -> str:
+    return (
+        f"{num} refits with signs would be needed, and {num_queries} refits answer all queries exactly; set "
+        "`method.amortised` to null, or ask more queries."
+    )
+
+
+def _notes(found: Estimate, kind: Amortised, num: int) -> Iterator[str]:
+    if kind == "score":
+        yield "Variances are scores, covariances with the mean absolute output: they order queries and have no unit."
+        return
+    relative = float((found.error_Q / found.variance_Q.abs().clamp_min(1e-300)).median())
+    below = int((found.variance_Q < 0).sum())
+    yield f"Variances are estimates by {num} refits with signs, with a relative standard error of {relative:.1%}."
+    if below:
+        yield f"{below} of {len(found.variance_Q)} estimates are below zero and count as zero; take more refits."

@@ -1,0 +1,77 @@
+"""Displacements of the weights that refits give, and variances from them.
+
+With theta_lambda = argmin L - lambda f_q, lim (theta_lambda - theta) / lambda = H^-1 grad f_q: a refit gives the
+covariance of output q with every other one. lambda is set through its product with the output's standard deviation,
+since by itself it means nothing.
+
+Source: McInerney, Kallus (2024), arXiv:2403.10671.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor
+from afterfit.methods.queries.preconditioner import dots
+from afterfit.methods.queries.solving import Solved, Solver, beside, scaled, split
+from afterfit.precision import CORE
+
+Tiles = Mapping[str, Tensor]
+Sides = Literal["two", "one"]
+
+
+@dataclass(frozen=True)
+class Influence:
+    """H^-1 times some right-hand sides, as refits or conjugate gradients found it."""
+
+    refits: list[dict[str, Tensor]]  # displacements by tiles (P_tile, k): of one side or both
+    weights_k: list[Tensor]  # of each in the sum
+    residual_k: Tensor
+    is_positive_k: Tensor
+    passes: int
+
+    def moved(self, solver: Solver, batch: Batch) -> Tensor:
+        """What H^-1 B changes the outputs of some examples by, (B, C, k): their covariances with the queries."""
+        both = solver.response.moved(batch, beside(list(self.refits)))
+        parts = both.split(both.shape[2] // len(self.refits), dim=2)
+        total = torch.zeros_like(parts[0], dtype=CORE)
+        for part, weights_k in zip(parts, self.weights_k, strict=True):
+            total = total + part.to(CORE) * weights_k.to(part.device)
+        return total
+
+
+def influence(solver: Solver, rhs: Tiles, sides: Sides, lambda_sd: float | Tensor, cursor: Cursor) -> Influence:
+    """H^-1 B for B by tiles (P_tile, k).
+
+    Args:
+        solver: a linear one solves at once; another refits with each column's lambda, on one side or both.
+        rhs: gradients of outputs, or of sums of them.
+        sides: the difference of two refits, at lambda and -lambda, has no bias of first order in lambda.
+        lambda_sd: lambda times the standard deviation that the preconditioner says, one for all columns or (k,).
+        cursor: of the passes.
+    """
+    if solver.is_linear:
+        solved = solver.solve(rhs, cursor)
+        ones_k = torch.ones_like(solved.residual_k)
+        return Influence([solved.columns], [ones_k], solved.residual_k, solved.is_positive_k, solved.passes)
+    deviations_k = dots(rhs, solver.preconditioner(rhs)).clamp_min(0).sqrt()
+    lambdas_k = torch.where(deviations_k > 0, lambda_sd / deviations_k, 1.0)
+    signs = (1.0, -1.0) if sides == "two" else (1.0,)
+    solved = solver.solve(beside([scaled(rhs, sign * lambdas_k) for sign in signs]), cursor)
+    return _from_refits(solved, lambdas_k, signs)
+
+
+def _from_refits(solved: Solved, lambdas_k: Tensor, signs: tuple[float, ...]) -> Influence:
+    width = len(lambdas_k)
+    return Influence(
+        list(split(solved.columns, width)),
+        [sign / (len(signs) * lambdas_k) for sign in signs],
+        solved.residual_k.view(len(signs), width).amax(dim=0),
+        solved.is_positive_k.view(len(signs), width).all(dim=0),
+        solved.passes * len(signs),
+    )

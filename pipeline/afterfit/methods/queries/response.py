@@ -1,0 +1,194 @@
+"""How the gradient of the loss answers to displacements of the weights, summed over the data.
+
+Four kinds, for displacements D (P, k) of the trained weights theta, g the gradient of the negative log density:
+`ggn` J^T Lambda J D; `linearised` J^T [l'(f + J D) - l'(f)], of the network linearised at theta; `hessian` H D; `exact`
+g(theta + D) - g(theta). The first and the third are linear in D; the others need gradients only. Taking g(theta) away
+makes theta a minimum whether or not training ended there.
+
+Shapes: B examples, C outputs, P weights by tiles, k columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from afterfit.algebra import Batch
+from afterfit.network.functional import Network
+from afterfit.network.likelihoods import Likelihood
+from afterfit.network.workbench import Workbench
+from afterfit.precision import CORE
+from afterfit.rows import row_backend
+from afterfit.rows.protocol import RowBackend, unit_cotangents
+from afterfit.training.point_estimate import targets_of
+
+Tiles = Mapping[str, Tensor]
+Kind = Literal["ggn", "linearised", "hessian", "exact"]
+
+
+class Response(Protocol):
+    """Of one kind, on a worker's network."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the four."""
+        ...
+
+    @property
+    def network(self) -> Network:
+        """That is differentiated."""
+        ...
+
+    def add(self, batch: Batch, columns: Tiles, into: Tiles) -> None:
+        """Add a micro-batch's part to tiles (P_tile, k)."""
+        ...
+
+    def moved(self, batch: Batch, columns: Tiles) -> Tensor:
+        """What the displacements change the outputs by, (B, C, k) in float64."""
+        ...
+
+    def add_rows(self, batch: Batch, into: Tiles, weights_BCk: Tensor | None = None) -> Tensor:
+        """Outputs (B, C); adds J^T W to the tiles for W (B, C, k), or J^T, each (P_tile, B C)."""
+        ...
+
+    def times(self, batch: Batch, columns: Tiles) -> Tensor:
+        """J V, (B, C, k) in float64."""
+        ...
+
+    def squares(self, batch: Batch) -> Tensor:
+        """Squared lengths of the rows of J, (B, C) in float64."""
+        ...
+
+
+def response_on(bench: Workbench, likelihood: Likelihood, kind: Kind) -> Response:
+    """Those of the true network run in float64, since they are differences of gradients."""
+    if kind in ("ggn", "linearised"):
+        backend = row_backend(bench.network, bench.memory_gb, bench.arithmetic)
+        return OutputResponse(bench.network, likelihood, kind, backend)
+    network = in_core(bench.network)
+    backend = row_backend(network, bench.memory_gb, bench.arithmetic)
+    return WeightResponse(network, likelihood, kind, backend)
+
+
+def in_core(network: Network) -> Network:
+    """The network in float64."""
+    if network.dtype == CORE:
+        return network
+    chosen = [block.name for block in network.layout.blocks]
+    module = deepcopy(network.module).to(CORE)
+    return Network(module, chosen, output=network.output, tile_weights=network.layout.tile_weights)
+
+
+@dataclass(frozen=True)
+class _WithRows:
+    network: Network
+    likelihood: Likelihood
+    kind: Kind
+    backend: RowBackend
+
+    def add_rows(self, batch: Batch, into: Tiles, weights_BCk: Tensor | None = None) -> Tensor:
+        """See `Response`."""
+        rows = self.backend.rows(batch, unit_cotangents)
+        device, size = rows.outputs_BC.device, rows.outputs_BC.numel()
+        if weights_BCk is None:
+            weights_BCk = torch.eye(size, dtype=CORE).view(*rows.outputs_BC.shape, size)
+        rows.transpose_times(weights_BCk.to(device), into)
+        return rows.outputs_BC
+
+    def times(self, batch: Batch, columns: Tiles) -> Tensor:
+        """See `Response`."""
+        return self.backend.rows(batch, unit_cotangents).times(columns)
+
+    def squares(self, batch: Batch) -> Tensor:
+        """See `Response`."""
+        return self.backend.rows(batch, unit_cotangents).gram().diagonal(dim1=1, dim2=2)
+
+
+@dataclass(frozen=True)
+class OutputResponse(_WithRows):
+    """`ggn` and `linearised`: through J alone. Cost: C rows an example, 4 B C P k."""
+
+    def add(self, batch: Batch, columns: Tiles, into: Tiles) -> None:
+        """See `Response`."""
+        rows = self.backend.rows(batch, unit_cotangents)
+        moved_BCk = rows.times(columns)
+        outputs_BC = rows.outputs_BC.to(CORE)
+        if self.kind == "ggn":
+            answer_BCk = self.likelihood.hessian(outputs_BC) @ moved_BCk
+        else:
+            answer_BCk = self._change(outputs_BC, moved_BCk, targets_of(batch).to(outputs_BC.device))
+        rows.transpose_times(answer_BCk, into)
+
+    def _change(self, outputs_BC: Tensor, moved_BCk: Tensor, targets: Tensor) -> Tensor:
+        before_BC = self.likelihood.gradient(outputs_BC, targets)
+        after = [self.likelihood.gradient(outputs_BC + moved_BC, targets) for moved_BC in moved_BCk.unbind(dim=2)]
+        return before_BC[..., None] - torch.stack(after, dim=2)
+
+    def moved(self, batch: Batch, columns: Tiles) -> Tensor:
+        """See `Response`."""
+        return self.times(batch, columns)
+
+
+@dataclass(frozen=True)
+class WeightResponse(_WithRows):
+    """`hessian` and `exact`: through the network itself, a column at a time. Cost: k (+ 1) passes of training."""
+
+    def add(self, batch: Batch, columns: Tiles, into: Tiles) -> None:
+        """See `Response`."""
+        weights = {name: weight.detach().requires_grad_() for name, weight in self.network.weights.items()}
+        gradient = self._gradient(batch, weights, create_graph=self.kind == "hessian")
+        for number, direction in enumerate(_blocks(self.network, columns)):
+            if self.kind == "hessian":
+                product = sum((gradient[name] * direction[name]).sum() for name in gradient)
+                assert isinstance(product, Tensor)
+                found = torch.autograd.grad(product, list(weights.values()), retain_graph=True, allow_unused=True)
+                answer = {
+                    name: torch.zeros_like(weight) if part is None else part
+                    for (name, weight), part in zip(weights.items(), found, strict=True)
+                }
+            else:
+                moved = {name: (weight + direction[name]).detach() for name, weight in weights.items()}
+                after = self._gradient(batch, {name: value.requires_grad_() for name, value in moved.items()})
+                answer = {name: after[name] - gradient[name] for name in after}
+            for tile in self.network.layout:
+                into[tile.name][:, number] += self.network.layout.cut(answer, tile).to(into[tile.name])
+
+    def _gradient(self, batch: Batch, weights: Tiles, *, create_graph: bool = False) -> dict[str, Tensor]:
+        """Of the negative log density, by blocks. Fused attention has no second derivative, so it is made plain."""
+        with sdpa_kernel(SDPBackend.MATH):
+            outputs_BC = self.network(batch.inputs, weights)
+            loss = -self.likelihood.log_density(outputs_BC, targets_of(batch).to(outputs_BC.device)).sum()
+            found = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
+        return {
+            name: torch.zeros_like(weight) if part is None else part
+            for (name, weight), part in zip(weights.items(), found, strict=True)
+        }
+
+    def moved(self, batch: Batch, columns: Tiles) -> Tensor:
+        """See `Response`; of `hessian` linear in the displacements."""
+        if self.kind == "hessian":
+            return self.times(batch, columns)
+        with torch.no_grad():
+            before_BC = self.network(batch.inputs)
+            after = [
+                self.network(
+                    batch.inputs, {name: weight + moved[name] for name, weight in self.network.weights.items()}
+                )
+                for moved in _blocks(self.network, columns)
+            ]
+        return torch.stack([after_BC - before_BC for after_BC in after], dim=2)
+
+
+def _blocks(network: Network, columns: Tiles) -> list[dict[str, Tensor]]:
+    """Each column as block-shaped tensors."""
+    count = next(iter(columns.values())).shape[1]
+    cut: Callable[[int], dict[str, Tensor]] = lambda number: network.layout.assemble(  # noqa: E731
+        {name: tile_Pk[:, number].clone() for name, tile_Pk in columns.items()}
+    )
+    return [{name: value.to(network.weights[name]) for name, value in cut(number).items()} for number in range(count)]

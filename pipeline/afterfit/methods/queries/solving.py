@@ -1,0 +1,134 @@
+"""Solves for columns by passes over the training data, saved between micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch, Cursor, State, batches, micro_batches
+from afterfit.methods.queries.preconditioner import Preconditioner
+from afterfit.methods.queries.response import Response
+from afterfit.methods.queries.secant import Secant, begin, step
+from afterfit.network.workbench import Workbench
+from afterfit.precision import state_dtype
+
+Tiles = Mapping[str, Tensor]
+IMAGE = "image/"
+
+
+class Unsaved:
+    """A cursor of work that is short, or whose result is not kept."""
+
+    def resume(self) -> None:
+        """From the start."""
+        return
+
+    def reached(self, position: int, total: int, state: State) -> None:
+        """Nothing is saved."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Columns D with F(D) = B, F the response of the data and the prior's."""
+
+    columns: dict[str, Tensor]
+    residual_k: Tensor  # relative
+    is_positive_k: Tensor
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """Of one worker."""
+
+    bench: Workbench
+    response: Response
+    preconditioner: Preconditioner
+    tolerance: float
+    max_passes: int
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the response is."""
+        return self.response.kind in ("ggn", "hessian")
+
+    def solve(self, rhs: Tiles, cursor: Cursor) -> Solved:
+        """From where the cursor stands.
+
+        Args:
+            rhs: B by tiles (P_tile, k).
+            cursor: its positions are micro-batches of all passes together.
+
+        Cost: a pass over the training data for each step, and one at the end where the response is not linear.
+        """
+        data = self.bench.data("train")
+        planned = micro_batches(data, range(data.num_examples), self.bench.micro_batch)
+        position, saved = cursor.resume() or (0, {})
+        at = Secant.of(saved) if saved else begin(rhs, self.preconditioner)
+        image = {name: saved.get(IMAGE + name, torch.zeros_like(tile)) for name, tile in rhs.items()}
+        while self._goes_on(at):
+            point = at.direction if self.is_linear else at.point
+            first = position % len(planned)
+            for batch in batches(data, planned[first:]):
+                self.response.add(batch, point, image)
+                position += 1
+                if position % len(planned):
+                    self._reached(cursor, position, len(planned), at, image)
+            at = step(
+                at,
+                self._change(at, image, rhs),
+                self.preconditioner,
+                self.tolerance,
+                is_linear=self.is_linear,
+            )
+            image = {name: torch.zeros_like(tile) for name, tile in rhs.items()}
+            self._reached(cursor, position, len(planned), at, image)
+        return Solved(at.solution, at.relative_k, at.is_positive_k, at.evaluations)
+
+    def _goes_on(self, at: Secant) -> bool:
+        wants = at.is_check or bool(at.is_running_k.any())
+        return wants and at.evaluations < self.max_passes
+
+    def _reached(self, cursor: Cursor, position: int, each: int, at: Secant, image: Tiles) -> None:
+        kept = {IMAGE + name: tile for name, tile in image.items()}
+        cursor.reached(position, max(self.max_passes * each, position), {**at.state(), **kept})
+
+    def _change(self, at: Secant, image: Tiles, rhs: Tiles) -> dict[str, Tensor]:
+        """See `secant.step`."""
+        prior = self.preconditioner.prior_precision
+        if self.is_linear:
+            return {name: tile + prior * at.direction[name] for name, tile in image.items()}
+        known = {name: tile - at.residual[name] for name, tile in rhs.items()}
+        return {
+            name: tile + prior * (at.solution[name] + at.direction[name]) - known[name] for name, tile in image.items()
+        }
+
+
+def gradients_of(response: Response, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """The queries of some examples, all outputs of each, J^T by tiles (P_tile, B C); and the outputs (B, C)."""
+    network = response.network
+    with torch.no_grad():
+        width = network(batch.inputs).numel()
+    dtype = state_dtype(network.dtype)
+    into = {tile.name: torch.zeros(tile.size, width, dtype=dtype) for tile in network.layout}
+    return into, response.add_rows(batch, into)
+
+
+def scaled(columns: Tiles, amounts_k: Tensor) -> dict[str, Tensor]:
+    """Each column times its number."""
+    return {name: tile * amounts_k.to(tile) for name, tile in columns.items()}
+
+
+def beside(parts: Sequence[Tiles]) -> dict[str, Tensor]:
+    """Columns one after another."""
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+
+
+def split(columns: Tiles, width: int) -> Iterator[dict[str, Tensor]]:
+    """The inverse, for parts of one width."""
+    count = next(iter(columns.values())).shape[1] // width
+    for number in range(count):
+        yield {name: tile[:, number * width : (number + 1) * width] for name, tile in columns.items()}

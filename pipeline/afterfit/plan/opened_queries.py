@@ -1,0 +1,88 @@
+"""A posterior that answers queries by new passes over the training data, which it therefore needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from afterfit.algebra import Batch
+from afterfit.errors import ConfigError
+from afterfit.methods.queries.covariance import answered, examples_at_once
+from afterfit.methods.queries.solving import Unsaved
+from afterfit.network.workbench import bound_likelihood
+from afterfit.plan.bench import Bench
+from afterfit.plan.opened import Opened
+from afterfit.plan.queried import outputs_of
+from afterfit.plan.request import By, FitRequest, QueryMethod, check_linearised
+from afterfit.posterior.gaussian import Gaussian
+from afterfit.rows.protocol import unit_cotangents
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedQueries(Opened):
+    """Facts: prior precision; of refits the network they are of, lambda times standard deviation, and its plateau."""
+
+    asked: Callable[[], FitRequest] | None = None
+    """What was fitted, with its training data."""
+
+    @property
+    def kept(self) -> Sequence[str]:
+        """With what preconditions."""
+        return (*super().kept, "basis", "curvature", "tuning")
+
+    @cached_property
+    def _bench(self) -> tuple[Bench, QueryMethod, Any]:
+        if self.asked is None:
+            raise ConfigError(
+                "Each prediction is a fit of its own over the training data, which the store does not hold; call `fit` "
+                "again with the data and this store, which repeats nothing, or name the inputs under `data.evaluation`."
+            )
+        request = self.asked()
+        return Bench(request.bench(self.store.uri, self.record.stages)), cast(QueryMethod, request.method), request
+
+    def predict(
+        self, batch: Mapping[str, Tensor] | Batch, outputs: Sequence[int] | None = None, *, by: By = "linearised"
+    ) -> Gaussian:
+        """See `Posterior.predict`. Nothing of it is stored.
+
+        Cost: for each group of examples whose columns fit the memory, some passes over the training data.
+        """
+        check_linearised(by)
+        bench, method, request = self._bench
+        pieces = self.pieces(batch)
+        likelihood = bound_likelihood(request.likelihood, bench)
+        recipe = method.covariances("train", likelihood)
+        solver, each = recipe.solver(bench), examples_at_once(bench, bench.num_outputs * recipe.num_sides)
+        means, covariances = [], []
+        for piece in pieces:
+            for first in range(0, len(piece), each):
+                part = Batch(
+                    {name: value[first : first + each] for name, value in piece.inputs.items()},
+                    None,
+                    piece.indexes[first : first + each],
+                )
+                answer = answered(solver, part, recipe.sides, recipe.at(bench), Unsaved())
+                means.append(answer.mean_BC)
+                covariances.append(answer.covariance_BCC)
+        mean_BC, covariance_BCC = torch.cat(means), torch.cat(covariances)
+        if outputs is not None:
+            unit_cotangents(mean_BC[:1], outputs)  # refuses outputs that there are not
+            chosen = list(outputs)
+            mean_BC, covariance_BCC = mean_BC[:, chosen], covariance_BCC[:, chosen][:, :, chosen]
+        return outputs_of(mean_BC, covariance_BCC, torch.cat([piece.indexes for piece in pieces]), likelihood)
+
+    def draw(self, seed: int = 0, number: int = 0) -> dict[str, Tensor]:
+        """There are none.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "This method finds variances of outputs and has no weights to draw; draw from `method: ggn_nystrom`, whose "
+            "curvature is the same."
+        )

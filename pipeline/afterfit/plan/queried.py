@@ -1,0 +1,165 @@
+"""From covariances of queries to a posterior and its predictions; the counterpart of `drawn`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, cast
+
+import pyarrow as pa
+from torch import Tensor
+
+from afterfit.algebra import Artifact, Cursor, Result, Unit
+from afterfit.errors import NumericalError
+from afterfit.network.likelihoods import Likelihood
+from afterfit.network.workbench import Outline, Workbench, bound_likelihood
+from afterfit.plan.predictions import likelihood_facts, outputs_table
+from afterfit.plan.tuning import Features, validation_nll
+from afterfit.posterior.gaussian import Gaussian
+from afterfit.posterior.links import Link, Meaning
+from afterfit.seeds import Seed
+
+
+@dataclass(frozen=True)
+class CollectQueries:
+    """What queries are answered with. Holds facts only.
+
+    They are `prior_precision`, `likelihood`, and of refits `kind`, `lambda_sd`, `spread` and `decades` of the plateau.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    likelihood: Likelihood
+    has_plateau: bool
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """One."""
+        return [Unit("all")]
+
+    def on(self, bench: Workbench) -> "_CollectTask":
+        """Needs the tuning, and the plateau if there is one."""
+        return _CollectTask(replace(self, likelihood=bound_likelihood(self.likelihood, bench)), bench)
+
+
+@dataclass(frozen=True)
+class _CollectTask:
+    recipe: CollectQueries
+    bench: Workbench
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        facts: dict[str, Any] = {"prior_precision": self.bench.input("tuning").facts["prior_precision"]}
+        if self.recipe.has_plateau:
+            plateau = self.bench.input("plateau").facts
+            facts |= {name: plateau[name] for name in ("kind", "lambda_sd", "spread", "decades")}
+        return Result(facts=facts | likelihood_facts(self.recipe.likelihood))
+
+
+SCALES = tuple(10 ** (quarter / 4) for quarter in range(-24, 25))
+"""That a score is tried with, relative to the one at which its mean is 1."""
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """What a score is multiplied by so that it serves as a variance: by the NLL of validation data.
+
+    Leaves behind the fact scale, and the table `grid`.
+    """
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    likelihood: Likelihood
+    link: Link
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """One."""
+        return [Unit("all")]
+
+    def on(self, bench: Workbench) -> "_ScaleTask":
+        """Needs the scores of the validation data."""
+        return _ScaleTask(replace(self, likelihood=bound_likelihood(self.likelihood, bench)), bench)
+
+
+@dataclass(frozen=True)
+class _ScaleTask:
+    recipe: ScoreScale
+    bench: Workbench
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        asked = Asked.of(self.bench.input("covariance"))
+        if asked.targets is None:
+            raise NumericalError("The validation data have no targets; name their `label` or `target` column.")
+        mean = float(asked.covariance_NCC.diagonal(dim1=1, dim2=2).mean())
+        rows = []
+        for relative in SCALES:
+            scale = relative / mean if mean > 0 else relative
+            outputs = asked.outputs(self.recipe.likelihood, scale)
+            nll = validation_nll(outputs, asked.targets, self.recipe.likelihood, self.recipe.link)
+            rows.append({"scale": scale, "nll": nll})
+        best = min(rows, key=lambda row: row["nll"])
+        return Result(tables={"grid": pa.Table.from_pylist(rows)}, facts=best)
+
+
+class Asked(NamedTuple):
+    """Outputs that were asked about, N examples."""
+
+    mean_NC: Tensor
+    covariance_NCC: Tensor
+    index_N: Tensor
+    targets: Tensor | None
+
+    @classmethod
+    def of(cls, made: Artifact) -> "Asked":
+        """As a stage left them."""
+        targets = made.tensor("target") if "target" in made.families else None
+        return cls(made.tensor("mean"), made.tensor("covariance"), made.tensor("index"), targets)
+
+    def outputs(self, likelihood: Likelihood, scale: float = 1.0) -> Gaussian:
+        """With covariances times a scale."""
+        return outputs_of(self.mean_NC, scale * self.covariance_NCC, self.index_N, likelihood)
+
+
+@dataclass(frozen=True)
+class QueryPredictions:
+    """Predictions of the examples that were asked about, an example a row; the columns are those of `Predictions`."""
+
+    VERSION: ClassVar[int] = 1
+    verb: ClassVar[str] = "map"
+
+    role: str
+    likelihood: Likelihood
+    link: Link
+    num_draws: int
+    is_score: bool = False  # whether what was found is to be scaled
+    seed: int = 0
+
+    def units(self, outline: Outline) -> Sequence[Unit]:
+        """One."""
+        return [Unit("all")]
+
+    def on(self, bench: Workbench) -> "_PredictionsTask":
+        """Needs the covariances, and the scale of a score."""
+        return _PredictionsTask(replace(self, likelihood=bound_likelihood(self.likelihood, bench)), bench)
+
+
+@dataclass(frozen=True)
+class _PredictionsTask:
+    recipe: QueryPredictions
+    bench: Workbench
+
+    def run(self, unit: Unit, cursor: Cursor) -> Result:
+        recipe, asked = self.recipe, Asked.of(self.bench.input("covariance"))
+        scale = float(self.bench.input("scale").facts["scale"]) if recipe.is_score else 1.0
+        outputs = asked.outputs(recipe.likelihood, scale)
+
+        def averaged() -> Tensor:
+            seed = Seed(recipe.seed, ("predict",))
+            return outputs.probabilities(recipe.link, num_draws=recipe.num_draws, seed=seed)
+
+        where = Features(asked.mean_NC, asked.mean_NC[..., :0], None, asked.targets, asked.index_N)
+        return Result(tables={"predictions": outputs_table(recipe.likelihood, outputs, where, averaged)})
+
+
+def outputs_of(mean_BC: Tensor, covariance_BCC: Tensor, indexes_B: Tensor, likelihood: Likelihood) -> Gaussian:
+    """Outputs whose covariances are each example's own."""
+    none_BC0 = mean_BC.new_zeros(*mean_BC.shape, 0)
+    return Gaussian(mean_BC, none_BC0, covariance_BCC, cast(Meaning, likelihood.name), indexes_B)

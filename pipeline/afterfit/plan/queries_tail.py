@@ -1,0 +1,45 @@
+"""What follows a method that answers queries: the prior precision, the plateau of lambda, covariances, predictions."""
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from afterfit.errors import ConfigError
+from afterfit.network.workbench import Declaration
+from afterfit.plan.queried import CollectQueries, QueryPredictions, ScoreScale
+from afterfit.plan.request import FitRequest, QueryMethod, check_linearised
+from afterfit.plan.tuning import Tuning
+
+SOLVES_WITH = {"basis": "basis", "curvature": "curvature", "tuning": "tuning"}
+
+
+def queries_tail(request: FitRequest, before: Mapping[str, Declaration]) -> Iterator[tuple[str, Declaration]]:  # noqa: ARG001
+    """From leading eigenpairs to the predictions of the first examples of every data set that is evaluated.
+
+    Raises:
+        ConfigError: if predictions are to be made by the plain network, or a score has no validation data.
+    """
+    check_linearised(request.by)
+    method, likelihood = cast(QueryMethod, request.method), request.likelihood
+    tuning = Tuning(likelihood, method.prior_precision, 1.0, 1.0, "prior", "marginal_likelihood", request.link)
+    yield "tuning", Declaration(recipe=tuning, inputs={"curvature": "curvature", "network": "point_estimate"})
+    inputs, plateau = dict(SOLVES_WITH), method.plateau(likelihood)
+    if plateau is not None:
+        yield "plateau", Declaration(recipe=plateau, inputs=dict(SOLVES_WITH), data=("train",))
+        inputs["plateau"] = "plateau"
+    found = {name: name for name in ("tuning", "plateau") if name in inputs}
+    yield "posterior", Declaration(recipe=CollectQueries(likelihood, plateau is not None), inputs=found)
+    amortised = method.variances("validation", likelihood)
+    is_score = False
+    if amortised is not None and amortised.is_score:
+        is_score = True
+        if "validation" not in request.data:
+            raise ConfigError("A score has no unit until validation data give it one; give `data.validation`.")
+        yield "covariance-validation", Declaration(recipe=amortised, inputs=inputs, data=("train", "validation"))
+        recipe = ScoreScale(likelihood, request.link)
+        yield "score-scale", Declaration(recipe=recipe, inputs={"covariance": "covariance-validation"})
+    for role in request.evaluated:
+        answers = method.variances(role, likelihood) or method.covariances(role, likelihood)
+        yield f"covariance-{role}", Declaration(recipe=answers, inputs=inputs, data=("train", role))
+        recipe = QueryPredictions(role, likelihood, request.link, request.num_draws, is_score)
+        needs = {"covariance": f"covariance-{role}"} | ({"scale": "score-scale"} if is_score else {})
+        yield f"predictions-{role}", Declaration(recipe=recipe, inputs=needs)

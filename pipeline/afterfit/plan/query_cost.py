@@ -1,0 +1,76 @@
+"""What the stages that answer queries will cost; see `cost`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from afterfit.algebra import Unit
+from afterfit.methods.queries.amortised import PILOT
+from afterfit.methods.queries.covariance import HELD_TENSORS, Solving
+from afterfit.plan.counted import PLACE_BYTES, Counted, row_bytes
+from afterfit.plan.sizes import Sizes
+
+EVALUATIONS = 6
+"""Passes of a group of queries: on real networks from 4, of refits with many eigenpairs, to 30 without any."""
+TABLE_BYTES = 5 * 8
+"""Of a row of the table of queries."""
+
+
+def _solved(recipe: Solving, num_columns: int, num_groups: int, sizes: Sizes) -> Counted:
+    """Passes over the training data for each group; what a step holds of each column, and U."""
+    count = sizes.num_examples("train")
+    if recipe.kind in ("ggn", "linearised"):
+        each = sizes.ggn_times(count, num_columns, 1)
+    else:  # a gradient for each column, and one before; a product with the Hessian is about two
+        each = 3 * sizes.forward(count) * (num_columns * (2 if recipe.kind == "hessian" else 1) + 1)
+    steps = 4.0 * sizes.num_weights * sizes.num_features * num_columns
+    columns = float(HELD_TENSORS * num_columns * sizes.num_weights * sizes.state_bytes)
+    rows = row_bytes("train", sizes)
+    held = columns + sizes.columns_bytes(sizes.num_features) + rows
+    return Counted(EVALUATIONS * num_groups * (each + steps), held, 0.0, is_budgeted=False, device_bytes=rows)
+
+
+def _asked(recipe: Any, sizes: Sizes) -> int:
+    total = sizes.num_examples(recipe.role)
+    return total if recipe.num_examples is None else min(total, recipe.num_examples)
+
+
+def _stored(recipe: Any, sizes: Sizes) -> float:
+    count, outputs = _asked(recipe, sizes), sizes.num_outputs
+    return float(count * (8 * (outputs + outputs**2) + PLACE_BYTES))
+
+
+def _covariances(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
+    largest = max(unit.details["stop"] - unit.details["start"] for unit in units)
+    counted = _solved(recipe, largest * sizes.num_outputs * recipe.num_sides, len(units), sizes)
+    table = TABLE_BYTES * _asked(recipe, sizes) * sizes.num_outputs
+    return counted._replace(stored_bytes=_stored(recipe, sizes) + table)
+
+
+def _amortised(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    asked = PILOT if recipe.num_refits == "auto" else recipe.num_refits
+    counted = _solved(recipe, (1 if recipe.is_score else asked) * recipe.num_sides, 1, sizes)
+    return counted._replace(stored_bytes=_stored(recipe, sizes) + 8.0 * _asked(recipe, sizes) * sizes.num_outputs)
+
+
+def _plateau(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    return _solved(recipe, recipe.num_queries * len(recipe.grid) * recipe.num_sides, 1, sizes)
+
+
+def _small(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    return Counted(0.0, 0.0, 0.0)
+
+
+def _predictions(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
+    outputs = sizes.num_outputs
+    return Counted(0.0, 0.0, float(sizes.num_examples(recipe.role) * (8 * 5 * outputs + PLACE_BYTES)))
+
+
+QUERY_COSTS: Final[Mapping[str, Callable[[Any, Sequence[Unit], Sizes], Counted]]] = {
+    "QueryCovariances": _covariances,
+    "AmortisedVariances": _amortised,
+    "Plateau": _plateau,
+    "CollectQueries": _small,
+    "ScoreScale": _small,
+    "QueryPredictions": _predictions,
+}
+"""As `COSTS`."""

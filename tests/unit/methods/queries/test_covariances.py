@@ -1,0 +1,233 @@
+"""Variances by refits and by conjugate gradients, against dense inverses of the GGN and of the exact Hessian."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from afterfit import ImplicitHessian
+from afterfit.errors import ConfigError, NumericalError
+from afterfit.methods.queries.amortised import Queries, estimated, hadamard_signs, needed
+from afterfit.methods.queries.covariance import answered
+from afterfit.methods.queries.plateau import widest
+from afterfit.methods.queries.preconditioner import Preconditioner
+from afterfit.methods.queries.refits import influence
+from afterfit.methods.queries.response import Kind, response_on
+from afterfit.methods.queries.solving import Solver, Unsaved, gradients_of
+from afterfit.network.likelihoods import Gaussian
+from afterfit.plan.bench import Bench
+from afterfit.plan.resolve import request_from_objects
+from afterfit.seeds import Seed
+from cases import NETWORK_CASES, NetworkCase, case_named
+
+GRID = (1e-1, 1e-2, 1e-3, 1e-4)
+
+
+class Dense:
+    """Everything of a tiny network, by plain autograd."""
+
+    def __init__(self, case: NetworkCase) -> None:
+        self.case, self.network = case, case.network()
+        self.batch = case.examples.batch(range(case.num_examples))
+        layout = self.network.layout
+
+        def outputs(flat: Tensor) -> Tensor:
+            cut = {tile.name: flat[tile.offset : tile.offset + tile.size] for tile in layout}
+            return self.network(self.batch.inputs, layout.assemble(cut))
+
+        def loss(flat: Tensor) -> Tensor:
+            return -case.likelihood.log_density(outputs(flat), self.batch.targets).sum()  # type: ignore[arg-type]
+
+        theta = torch.cat([layout.cut(self.network.weights, tile) for tile in layout])
+        with sdpa_kernel(SDPBackend.MATH):
+            rows: Any = torch.autograd.functional.jacobian(outputs, theta)
+            hessian: Any = torch.autograd.functional.hessian(loss, theta)
+        self.rows_NCP: Tensor = rows
+        lambda_NCC = case.likelihood.hessian(outputs(theta))
+        ggn = torch.einsum("ncp,ncd,ndq->pq", rows, lambda_NCC, rows)
+        self.curvature: dict[str, Tensor] = {"ggn": ggn, "linearised": ggn, "hessian": hessian, "exact": hessian}
+
+    def prior(self, kind: Kind) -> float:
+        """That makes the curvature positive."""
+        return max(1.0, 0.1 - 1.3 * float(torch.linalg.eigvalsh(self.curvature[kind])[0]))
+
+    def covariance(self, kind: Kind, num: int) -> Tensor:
+        """Of all outputs of the first examples together."""
+        rows = self.rows_NCP[:num].flatten(0, 1)
+        precision = self.curvature[kind] + self.prior(kind) * torch.eye(rows.shape[1])
+        return rows @ torch.linalg.solve(precision.double(), rows.T)
+
+    def solver(self, kind: Kind, tolerance: float, rank: int = 12) -> Solver:
+        """Preconditioned by a few eigenpairs."""
+        request = request_from_objects(
+            self.case.module(),
+            {"train": self.case.items},
+            ImplicitHessian(),
+            _known(self.case),
+            output=self.case.output,
+        )
+        bench: Any = Bench(request.bench("", {}))
+        values, vectors = torch.linalg.eigh(self.curvature["ggn"])
+        kept = min(rank, len(values) - 1)
+        basis = vectors.flip(1)[:, :kept]
+        tiles = {tile.name: basis[tile.offset : tile.offset + tile.size].clone() for tile in bench.layout}
+        values_K = values.flip(0)[:kept]
+        preconditioner = Preconditioner(tiles, values_K, self.prior(kind), float(values_K[-1].clamp_min(0)))
+        response = response_on(bench, _known(self.case), kind)
+        return Solver(
+            bench=bench, response=response, preconditioner=preconditioner, tolerance=tolerance, max_passes=400
+        )
+
+
+def _known(case: NetworkCase) -> Any:
+    return Gaussian(0.3) if isinstance(case.likelihood, Gaussian) else case.likelihood
+
+
+def relative(found: Tensor, right: Tensor) -> float:
+    return float(((found - right).abs() / right.diagonal().abs().max()).max())
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("case", NETWORK_CASES, ids=str)
+def test_conjugate_gradients_give_the_dense_inverse(case, kind):
+    dense = Dense(case)
+    solver = dense.solver(kind, 1e-7)
+    batch = case.examples.batch(range(2))
+    columns, _ = gradients_of(solver.response, batch)
+    found = influence(solver, columns, "one", 1.0, Unsaved())
+    covariance = found.moved(solver, batch).flatten(0, 1)
+    assert relative(covariance, dense.covariance(kind, 2)) < max(
+        1e-5, 100 * case.eager_rtol if case.has_attention else 0
+    )
+
+
+@pytest.mark.parametrize("name", ["mlp", "regression", "vit", "bert"])
+@pytest.mark.parametrize("kind", ["linearised", "exact"])
+def test_refits_give_the_dense_inverse_over_two_decades_of_lambda(kind, name):
+    dense = Dense(case_named(name))
+    solver = dense.solver(kind, 3e-4)
+    batch = dense.case.examples.batch(range(2))
+    columns, _ = gradients_of(solver.response, batch)
+    right = dense.covariance(kind, 2).diagonal()
+    errors = {}
+    for lambda_sd in GRID:
+        found = influence(solver, columns, "two", lambda_sd, Unsaved())
+        assert bool(found.is_positive_k.all()) or lambda_sd > 1e-2
+        moved = found.moved(solver, batch).flatten(0, 1).diagonal()
+        errors[lambda_sd] = float(((moved - right).abs() / right).max())
+    assert max(errors[1e-2], errors[1e-3], errors[1e-4]) < 1e-2  # two decades
+    assert min(errors.values()) < 1e-5
+
+
+def test_one_side_has_a_bias_of_first_order_and_two_sides_have_none():
+    dense = Dense(case_named("mlp"))
+    solver = dense.solver("linearised", 1e-6)
+    batch = dense.case.examples.batch(range(2))
+    columns, _ = gradients_of(solver.response, batch)
+    right = dense.covariance("linearised", 2).diagonal()
+
+    def error(sides: Any, lambda_sd: float) -> float:
+        moved = influence(solver, columns, sides, lambda_sd, Unsaved()).moved(solver, batch)
+        return float((moved.flatten(0, 1).diagonal() / right - 1).abs().max())
+
+    assert error("one", 1e-1) / error("one", 1e-2) == pytest.approx(10, rel=0.2)
+    assert error("two", 1e-1) / error("two", 1e-2) == pytest.approx(100, rel=0.2)
+
+
+def test_a_gaussian_likelihood_gives_the_closed_form_to_rounding_at_any_lambda():
+    dense = Dense(case_named("regression"))
+    solver = dense.solver("linearised", 1e-10)
+    batch = dense.case.examples.batch(range(2))
+    right = dense.covariance("linearised", 2)
+    for lambda_sd in (1.0, 1e-3):
+        columns, _ = gradients_of(solver.response, batch)
+        found = influence(solver, columns, "two", lambda_sd, Unsaved()).moved(solver, batch).flatten(0, 1)
+        assert relative(found, right) < 1e-8
+
+
+def test_an_indefinite_hessian_is_found_and_refused():
+    dense = Dense(case_named("mlp"))
+    assert float(torch.linalg.eigvalsh(dense.curvature["hessian"])[0]) < -1
+    batch = dense.case.examples.batch(range(4))
+    for kind in ("hessian", "exact"):
+        solver = dense.solver(kind, 1e-4)
+        weak = Preconditioner(
+            solver.preconditioner.basis, solver.preconditioner.values_K, 0.1, solver.preconditioner.last
+        )
+        solver = Solver(
+            bench=solver.bench, response=solver.response, preconditioner=weak, tolerance=1e-4, max_passes=100
+        )
+        with pytest.raises(NumericalError, match="negative curvature along the refits of"):
+            answered(solver, batch, "two", 1e-3, Unsaved())
+
+
+def test_the_widest_plateau_is_found_and_its_middle_taken():
+    grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    flat = torch.tensor([[1.3, 2.6], [1.001, 2.0], [1.0, 2.0], [0.999, 2.01], [0.5, 1.0]], dtype=torch.float64)
+    level = widest(grid, flat)
+    assert level.decades == pytest.approx(2)
+    assert level.lambda_sd == pytest.approx(1e-2)
+    assert level.spread == pytest.approx(5e-3, rel=0.01)
+    steep = torch.tensor([[1.0], [2.0], [3.0], [9.0], [27.0]])
+    assert widest(grid, steep).spread > 0.1
+
+
+def test_signs_of_all_columns_together_are_the_identity():
+    signs_QR = hadamard_signs(11, range(16), Seed(3))
+    torch.testing.assert_close(signs_QR @ signs_QR.T / 16, torch.eye(11, dtype=torch.float64))
+    assert torch.equal(hadamard_signs(11, range(4, 9), Seed(3)), signs_QR[:, 4:9])
+
+
+def test_estimates_by_signs_are_exact_with_all_of_them_and_their_error_is_as_stated():
+    dense = Dense(case_named("mlp"))
+    solver = dense.solver("ggn", 1e-9)
+    num = 5
+    queries = Queries(solver, "train", num)
+    size = num * dense.case.num_outputs
+    full = dense.covariance("ggn", num).diagonal()
+    known_Q = queries.known()
+    assert (known_Q > full).all()  # what is not among the eigenpairs only lowers variances
+
+    def answers(chosen: range, seed: int) -> Tensor:
+        signs_QR = hadamard_signs(size, chosen, Seed(seed))
+        rhs = queries.summed(signs_QR)
+        found = influence(solver, rhs, "one", 1.0, Unsaved())
+        known = solver.preconditioner.low_rank()(rhs)
+        moved = [found.moved(solver, batch) - solver.response.times(batch, known) for batch in queries]
+        return signs_QR * torch.cat([part.flatten(0, 1) for part in moved])
+
+    every = estimated(known_Q, answers(range(32), 0))
+    torch.testing.assert_close(every.variance_Q, full, rtol=1e-6, atol=0)
+    assert float(every.error_Q.max()) == 0
+    found = [estimated(known_Q, answers(range(8), seed)) for seed in range(60)]
+    errors = torch.stack([one.variance_Q - full for one in found])
+    stated = torch.stack([one.error_Q for one in found])
+    assert float(errors.square().mean().sqrt() / stated.square().mean().sqrt()) == pytest.approx(1, abs=0.15)
+    assert (errors.mean(dim=0).abs() < 5 * errors.std(dim=0) / math.sqrt(len(found))).all()
+
+
+def test_more_refits_are_needed_the_more_the_answers_vary():
+    known_Q = torch.ones(3)
+    steady = torch.zeros(3, 4) + torch.tensor([0.01, -0.01, 0.01, -0.01])
+    wild = steady * 200
+    assert needed(known_Q, steady) == 4
+    assert needed(known_Q, wild) > 50
+
+
+def test_no_error_is_raised_for_outputs_that_no_weight_moves():
+    dense = Dense(case_named("mlp"))
+    solver = dense.solver("ggn", 1e-6)
+    columns, _ = gradients_of(solver.response, dense.case.examples.batch(range(1)))
+    columns = {name: torch.cat([tile, torch.zeros_like(tile[:, :1])], dim=1) for name, tile in columns.items()}
+    found = influence(solver, columns, "one", 1.0, Unsaved())
+    assert all(bool((tile[:, -1] == 0).all()) for tile in found.refits[0].values())
+
+
+def test_lambdas_out_of_order_are_refused():
+    from afterfit import HessianFree
+
+    with pytest.raises(ConfigError, match="not ascending"):
+        HessianFree(lambda_sd=(1e-2, 1e-3)).check(40, 2)
