@@ -33,7 +33,15 @@ class Tried(NamedTuple):
 
     variances_gk: Tensor
     residual: float
-    is_positive: bool
+    is_positive_g: Tensor  # whether all refits met positive curvature only
+
+    @property
+    def is_positive(self) -> bool:
+        """At neighbouring lambdas: too large ones leave the valley, and at too small ones rounding bends it."""
+        both_g = (
+            self.is_positive_g if len(self.is_positive_g) == 1 else self.is_positive_g[1:] & self.is_positive_g[:-1]
+        )
+        return bool(both_g.any())
 
 
 class Level(NamedTuple):
@@ -89,7 +97,7 @@ class _PlateauTask:
             notes.append(f"{said}: variances are of the network linearised there.")
             kind = "linearised"
             tried = self._tried(kind, cursor)
-        level = widest(recipe.grid, tried.variances_gk)
+        level = widest(recipe.grid, tried.variances_gk, tried.is_positive_g)
         notes.append(
             f"Variances of {tried.variances_gk.shape[1]} outputs differ by at most {level.spread:.1e} over "
             f"{level.decades:.2g} decades of lambda; refits take lambda times deviation = {level.lambda_sd:.1e}."
@@ -108,7 +116,8 @@ class _PlateauTask:
         own_gk = torch.stack(
             [moved[number, number % self.bench.num_outputs, :, number] for number in range(num)], dim=1
         )
-        return Tried(own_gk, float(found.residual_k.max()), bool(found.is_positive_k.all()))
+        is_positive_g = found.is_positive_k.view(len(recipe.grid), num).all(dim=1)
+        return Tried(own_gk, float(found.residual_k.max()), is_positive_g)
 
     def _chosen(self, solver: Solver, num: int) -> dict[str, Tensor]:
         """One output of each example, the next one of the next."""
@@ -123,19 +132,21 @@ class _PlateauTask:
         return self.bench.data(ROLE).batch(list(chosen))
 
 
-def widest(grid: Sequence[float], variances_gk: Tensor) -> Level:
+def widest(grid: Sequence[float], variances_gk: Tensor, is_positive_g: Tensor) -> Level:
     """The longest run of lambdas with one variance, and its middle; the flattest pair where there is no run."""
-    runs = list(_runs(grid, variances_gk))
+    runs = list(_runs(grid, variances_gk, is_positive_g))
     flat = [run for run in runs if run.spread <= FLAT]
     return max(flat, key=lambda run: run.decades) if flat else min(runs, key=lambda run: run.spread)
 
 
-def _runs(grid: Sequence[float], variances_gk: Tensor) -> Iterator[Level]:
+def _runs(grid: Sequence[float], variances_gk: Tensor, is_positive_g: Tensor) -> Iterator[Level]:
     if len(grid) == 1:
         yield Level(grid[0], 0.0, 0.0)
-    values = torch.tensor(grid, dtype=torch.float64).log10()
+    values = torch.tensor(grid, dtype=CORE).log10()
     for first in range(len(grid)):
         for last in range(first + 1, len(grid)):
+            if not bool(is_positive_g[first : last + 1].all()):
+                continue
             part = variances_gk[first : last + 1]
             middle = part.median(dim=0).values
             spread = float(((part - middle).abs() / middle.abs().clamp_min(1e-300)).max())

@@ -12,7 +12,7 @@ from afterfit import ImplicitHessian
 from afterfit.errors import ConfigError, NumericalError
 from afterfit.methods.queries.amortised import Queries, estimated, hadamard_signs, needed
 from afterfit.methods.queries.covariance import answered
-from afterfit.methods.queries.plateau import widest
+from afterfit.methods.queries.plateau import Tried, widest
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.response import Kind, response_on
@@ -167,12 +167,17 @@ def test_an_indefinite_hessian_is_found_and_refused():
 def test_the_widest_plateau_is_found_and_its_middle_taken():
     grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     flat = torch.tensor([[1.3, 2.6], [1.001, 2.0], [1.0, 2.0], [0.999, 2.01], [0.5, 1.0]], dtype=torch.float64)
-    level = widest(grid, flat)
+    every = torch.ones(5, dtype=torch.bool)
+    level = widest(grid, flat, every)
     assert level.decades == pytest.approx(2)
     assert level.lambda_sd == pytest.approx(1e-2)
     assert level.spread == pytest.approx(5e-3, rel=0.01)
     steep = torch.tensor([[1.0], [2.0], [3.0], [9.0], [27.0]])
-    assert widest(grid, steep).spread > 0.1
+    assert widest(grid, steep, every).spread > 0.1
+    some = torch.tensor([True, True, True, False, False])  # the other two left the valley
+    assert widest(grid, flat, some).decades == pytest.approx(1)
+    assert Tried(flat, 0.0, some).is_positive
+    assert not Tried(flat, 0.0, torch.tensor([True, False, True, False, True])).is_positive
 
 
 def test_signs_of_all_columns_together_are_the_identity():
