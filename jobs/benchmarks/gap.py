@@ -47,7 +47,7 @@ def gap_figures(picture: Path) -> dict[str, float]:
     inputs, targets = data()
     network = trained(inputs, targets)
     items = [{"input": one, "target": target} for one, target in zip(inputs, targets, strict=True)]
-    method = afterfit.HessianFree(prior_precision=1.0, rank=50, network="auto")
+    method = afterfit.HessianFree.model_validate({"prior_precision": 1.0, "rank": 50, "network": "auto"})
     posterior = afterfit.fit(network, items, method=method, likelihood=Gaussian(NOISE**2))
     grid = torch.linspace(-3, 3, 121, dtype=torch.float64)[:, None]
     found = posterior.predict({"input": grid})

@@ -1,16 +1,13 @@
 """Small regressions: four posteriors around networks with 50 hidden units, on the splits of the usual tables."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "reproduce"))
 import afterfit
 from afterfit.network.likelihoods import Gaussian
 from paper_splits import read_splits
@@ -19,7 +16,7 @@ SETS = ("boston", "concrete", "energy", "yacht")
 EPOCHS, BATCH, PRIOR, HELD_OUT = 200, 32, 1.0, 0.2
 PARTS = (1.0, 0.5, 0.25, 0.12)
 """Of the error on held-out rows, that are tried as noise of a posterior."""
-NUM_PROBES = 500
+NUM_PROBES, RANK = 500, 400
 WITHIN_90 = 1.6448536269514722
 
 
@@ -71,7 +68,7 @@ def noises(rows: Rows, seed: int) -> Noise:
             of_map = float((network(held.inputs_NI) - held.targets_N1).square().mean())
     scores = {}
     for noise in (of_map * part for part in PARTS):
-        network, method = trained(kept, noise, seed), afterfit.GgnNystrom(num_probes=NUM_PROBES)
+        network, method = trained(kept, noise, seed), afterfit.GgnNystrom.model_validate({"num_probes": NUM_PROBES})
         found = afterfit.fit(network, kept.items(), method=method, likelihood=Gaussian(noise)).predict(
             {"input": held.inputs_NI}
         )
@@ -81,13 +78,13 @@ def noises(rows: Rows, seed: int) -> Noise:
 
 def methods(num_examples: int) -> Mapping[str, afterfit.Ella | afterfit.Slang | afterfit.HessianFree]:
     """Around the same networks; Laplace's prior precision by the marginal likelihood."""
-    landmarks = min(num_examples, 400)
+    landmarks = min(num_examples, RANK)
+    ella = {"num_landmarks": landmarks, "num_features": landmarks, "temperature": 1.0, "complement": "prior"}
+    slang = {"rank": 5, "batch_size": BATCH, "epochs": 60, "learning_rate": 0.02, "prior_precision": PRIOR}
     return {
-        "ella": afterfit.Ella(num_landmarks=landmarks, num_features=landmarks, temperature=1.0, complement="prior"),
-        "slang": afterfit.Slang(
-            rank=5, batch_size=BATCH, epochs=60, learning_rate=0.02, prior_precision=PRIOR, num_draws=64
-        ),
-        "hessian_free": afterfit.HessianFree(queries=None, rank=400),
+        "ella": afterfit.Ella.model_validate(ella),
+        "slang": afterfit.Slang.model_validate({**slang, "num_draws": 64}),
+        "hessian_free": afterfit.HessianFree.model_validate({"rank": RANK}),
     }
 
 

@@ -45,10 +45,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs/variational_dropout"
 EPOCHS: Mapping[str, Mapping[Budget, int]] = {
     "sparse": {"hour": 60, "full": 200},
     "type_a": {"hour": 100, "full": 200},
-    "type_b": {"hour": 30, "full": 200},
+    "type_b": {"hour": 15, "full": 200},
     "none": {"hour": 40, "full": 200},
     "vit": {"hour": 10, "full": 50},
 }
+PICTURES: Mapping[str, Mapping[Budget, int]] = {"vit": {"hour": 20000, "full": 60000}}
+"""To train on, where that is not all 60 000."""
 GRADIENT_EPOCHS, REPEATS, TIMED_STEPS = 10, 40, 5
 NO_OTHERS = "data.out_of_distribution={}"
 INDEPENDENT = ["method.noise=independent", "method.sharing=layer", "method.parametrisation=multiplicative"]
@@ -123,7 +125,8 @@ def error(kind: str, overrides: list[str], store: str, budget: Budget) -> Figure
 
 def vit(store: str, budget: Budget) -> Figures:
     """A vision transformer on Fashion-MNIST, beside the weights that it was trained to before."""
-    prepared = prepare(read_config(str(CONFIGS / "fashion_vit.yaml"), _epochs("vit", budget)), f"{store}/vit")
+    overrides = [*_epochs("vit", budget), f"data.train.take={PICTURES['vit'][budget]}"]
+    prepared = prepare(read_config(str(CONFIGS / "fashion_vit.yaml"), overrides), f"{store}/vit")
     outcome = run(prepared, where=Where(threads=1))
     ran = outcome.ran
     inputs = {"network": ran["point_estimate"].stage.place}
@@ -185,7 +188,8 @@ def main() -> int:
         figure, make = PARTS[part]
         if not record.has(figure):
             epochs = EPOCHS[part][given.budget] if part in EPOCHS else GRADIENT_EPOCHS
-            record = record.adding(make(given.store, given.budget), **{part: f"60 000 pictures, {epochs} epochs"})
+            pictures = PICTURES[part][given.budget] if part in PICTURES else 60000
+            record = record.adding(make(given.store, given.budget), **{part: f"{pictures} pictures, {epochs} epochs"})
     return 1 if show(with_difference(record)) else 0
 
 

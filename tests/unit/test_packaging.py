@@ -232,6 +232,16 @@ def test_the_noise_in_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: 
     assert names["posterior"].facts["num_draws"] == 8
 
 
+def test_the_variances_in_the_readme_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example, names = python_with("afterfit.HessianFree"), given_names()
+
+    exec(example, names)
+
+    assert names["posterior"].facts["decades"] >= 1
+    assert names["outputs"].covariance.shape == (6, 2, 2)
+
+
 def python_with(call: str) -> str:
     """The one example that has a call."""
     (found,) = [example for example in _fenced("README.md", "python") if f"{call}(" in example]

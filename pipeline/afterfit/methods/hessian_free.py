@@ -1,7 +1,7 @@
 """Hessian-free Laplace: variances of outputs from refits of the network, without a product with the Hessian."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -64,6 +64,10 @@ class HessianFree(Frozen):
         """
         if isinstance(self.lambda_sd, tuple) and list(self.lambda_sd) != sorted(set(self.lambda_sd)):
             raise ConfigError("The lambdas of `method.lambda_sd` are not ascending; give each once, from the smallest.")
+
+    def whole(self) -> Self:
+        """The same for all examples of a data set."""
+        return self.model_copy(update={"queries": None})
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """What preconditions."""

@@ -27,6 +27,7 @@ from afterfit.plan.opened_draws import OpenedDraws
 from afterfit.plan.opened_queries import OpenedQueries
 from afterfit.plan.opened_subspace import OpenedSubspace
 from afterfit.plan.posterior import posterior_plan
+from afterfit.plan.record import NAME as RUN
 from afterfit.plan.record import read_record
 from afterfit.plan.request import FitRequest, Method, PosteriorKind, centre_of
 from afterfit.plan.resolve import module_identity, request_from_objects
@@ -157,7 +158,8 @@ def load(uri: str, network: nn.Module | None = None) -> Posterior:
         settings = NetworkSettings.model_validate(record.network)
         check_same_network(settings, record.network_identity, store)
         module = load_module(settings)
-    return _opened(module, record, store, None if record.network is None else lambda: read_record(store).request())
+    has_run = record.network is not None and store.get_record(RUN) is not None
+    return _opened(module, record, store, (lambda: read_record(store).request()) if has_run else None)
 
 
 def _opened(module: nn.Module, record: FitRecord, store: Store, asked: Asked | None) -> Posterior:

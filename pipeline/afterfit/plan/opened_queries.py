@@ -22,6 +22,9 @@ from afterfit.plan.request import By, FitRequest, QueryMethod, check_linearised
 from afterfit.posterior.gaussian import Gaussian
 from afterfit.rows.protocol import unit_cotangents
 
+NEEDED = ("basis", "curvature", "tuning", "plateau", "noise")
+"""Stages that queries read, where there are such."""
+
 
 @dataclass(frozen=True, eq=False)
 class OpenedQueries(Opened):
@@ -32,8 +35,8 @@ class OpenedQueries(Opened):
 
     @property
     def kept(self) -> Sequence[str]:
-        """With what preconditions."""
-        return (*super().kept, "basis", "curvature", "tuning")
+        """With what preconditions, and what was found before queries."""
+        return (*super().kept, *(name for name in NEEDED if name in self.record.stages))
 
     @cached_property
     def _bench(self) -> tuple[Bench, QueryMethod, Any]:

@@ -21,7 +21,7 @@ from afterfit.plan.fitted import check_same_network
 from afterfit.plan.log import Display
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.record import RunRecord, read_record
-from afterfit.plan.request import FitRequest
+from afterfit.plan.request import Asking, FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS, count_first
 from afterfit.plan.run import Where, finish
 from afterfit.plan.shortage import Shortage, opening
@@ -113,8 +113,8 @@ def _bench(stage: Stage, request: FitRequest, store: Store) -> Bench:
 
 
 def _is_of_new(stage: Stage) -> bool:
-    """Whether it makes outputs of the new data: under all of the posterior, or under a chunk of stored draws."""
-    return stage.name == f"features-{ROLE}" or stage.name.startswith(f"features-{ROLE}-")
+    """Whether it makes outputs of the new data: under all of the posterior, under a chunk of draws, or by queries."""
+    return stage.name in (f"features-{ROLE}", f"covariance-{ROLE}") or stage.name.startswith(f"features-{ROLE}-")
 
 
 def predicting(request: FitRequest, link: Link | None) -> list[Stage]:
@@ -132,7 +132,7 @@ def predicting(request: FitRequest, link: Link | None) -> list[Stage]:
 
 
 def with_new(request: FitRequest, settings: DataSettings, examples: IdentifiedExamples) -> FitRequest:
-    """The run's request with the new data as all there is to predict."""
+    """The run's request with the new data as all there is to predict, whole."""
     seconds = request.forward_flops * (1 + 2 * request.num_outputs) / REFERENCE_FLOPS
     source = DataSource(
         identity=examples.identity(),
@@ -140,7 +140,9 @@ def with_new(request: FitRequest, settings: DataSettings, examples: IdentifiedEx
         num_shards=len(shard_ranges(examples.num_examples, seconds)),
         settings=settings,
     )
-    return replace(request, data={**request.data, ROLE: source}, in_distribution=(), out_of_distribution=(ROLE,))
+    method = request.method.whole() if isinstance(request.method, Asking) else request.method
+    data = {**request.data, ROLE: source}
+    return replace(request, method=method, data=data, in_distribution=(), out_of_distribution=(ROLE,))
 
 
 def settings_like(record: RunRecord, role: str, data: str) -> DataSettings:

@@ -138,6 +138,15 @@ class DrawsMethod(Method, Protocol):
         ...
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """A method that answers for the first examples of a data set only."""
+
+    def whole(self) -> Method:
+        """The same for all examples; what it leaves of the training data has the same keys."""
+        ...
+
+
 class QueryMethod(Method, Protocol):
     """One that finds covariances of single outputs, each by passes of its own; its stages end in leading eigenpairs."""
 

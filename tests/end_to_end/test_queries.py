@@ -1,0 +1,106 @@
+"""Hessian-free Laplace from Python and from the command line: predictions, refusals, scores, and what is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import afterfit
+from afterfit.errors import ConfigError
+from afterfit.store.directory import open_store
+from cases import case_named
+from tiny_project import config, good, refusal, write_config, write_project
+
+METHOD: dict[str, Any] = {"name": "hessian_free", "queries": 3, "prior_precision": 1.0, "rank": 16}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A finished run of refits."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_project(folder)
+        write_config(folder / "refits.yaml", config(method=METHOD, store="refits"))
+        good("run", "refits.yaml")
+    return folder
+
+
+def test_refits_products_and_the_full_gaussian_predict_the_same(tmp_path):
+    case = case_named("mlp")
+    methods = {
+        "refits": afterfit.HessianFree(prior_precision=1.0, tolerance=1e-5),
+        "products": afterfit.ImplicitHessian(prior_precision=1.0, tolerance=1e-7),
+        "gaussian": afterfit.GgnNystrom(num_probes=case.num_weights, prior_precision=1.0),
+    }
+    found = {}
+    for name, method in methods.items():
+        posterior = afterfit.fit(case.module(), case.items, method=method, store=str(tmp_path / name))
+        found[name] = posterior.predict(dict(case.fresh.inputs))
+    right = found["gaussian"].covariance
+    for name in ("refits", "products"):
+        torch.testing.assert_close(found[name].covariance, right, rtol=0, atol=1e-5 * float(right.max()))
+        torch.testing.assert_close(found[name].mean, found["gaussian"].mean)
+    some = posterior.predict(dict(case.fresh.inputs), outputs=[2, 0])
+    torch.testing.assert_close(some.covariance, right[:, [2, 0]][:, :, [2, 0]])
+
+
+def test_a_loaded_posterior_wants_the_training_data_and_has_no_weights_to_draw(tmp_path):
+    case = case_named("mlp")
+    method = afterfit.HessianFree(prior_precision=1.0, lambda_sd=1e-2)
+    afterfit.fit(case.module(), case.items, method=method, store=str(tmp_path))
+    loaded = afterfit.load(str(tmp_path), network=case.module())
+    with pytest.raises(ConfigError, match="call `fit` again with the data and this store"):
+        loaded.predict(dict(case.fresh.inputs))
+    with pytest.raises(ConfigError, match="no weights to draw"):
+        loaded.draw()
+
+
+def test_a_run_answers_the_first_examples_and_its_store_predicts_others(project, monkeypatch):
+    monkeypatch.chdir(project)
+    posterior = afterfit.load("refits")
+    stages = open_store("refits").read(posterior.record.stages["covariance-test"])
+    table = stages.table("queries")
+    assert sorted(set(table["index"].to_pylist())) == [0, 1, 2]
+    assert max(table["residual"].to_pylist()) <= 3e-3
+    assert min(table["variance"].to_pylist()) > 0
+    good("predict", "refits", "--data", "test.parquet", "--out", "some.parquet")
+    covariance = stages.tensor("covariance")
+    predicted = pq.read_table("some.parquet").slice(0, 3)
+    variance = torch.tensor(predicted["variance"].to_pylist(), dtype=torch.float64)
+    torch.testing.assert_close(variance, covariance.diagonal(dim1=1, dim2=2), rtol=1e-3, atol=0)
+
+
+def test_the_report_says_where_the_plateau_is(project):
+    page = (project / "refits" / "report.html").read_text()
+    assert "decades of lambda" in page
+
+
+def test_signs_and_scores_from_the_command_line(project, monkeypatch):
+    monkeypatch.chdir(project)
+    few = {**METHOD, "queries": None, "amortised": "hutchinson", "num_refits": 8}
+    write_config(project / "signs.yaml", config(method=few, store="signs"))
+    assert "refits with signs, with a relative standard error of" in good("run", "signs.yaml")
+    artifact = open_store("signs").read(afterfit.load("signs").record.stages["covariance-test"])
+    assert (artifact.tensor("error") > 0).any()
+    write_config(project / "score.yaml", config(method={**few, "amortised": "score"}, store="score"))
+    if "validation" in config()["data"]:
+        assert "have no unit" in good("run", "score.yaml")
+    else:
+        assert "give `data.validation`" in refusal("run", "score.yaml")
+
+
+def test_more_refits_than_queries_are_refused_with_their_number(project, monkeypatch):
+    monkeypatch.chdir(project)
+    many = {**METHOD, "queries": 2, "amortised": "hutchinson", "num_refits": 500}
+    write_config(project / "many.yaml", config(method=many, store="many"))
+    assert "500 refits with signs would be needed" in refusal("run", "many.yaml")
+
+
+def test_the_plan_counts_every_stage(project, monkeypatch):
+    monkeypatch.chdir(project)
+    said = good("plan", "refits.yaml", "--store", "elsewhere")
+    for stage in ("plateau", "covariance-test", "predictions-test"):
+        assert stage in said
