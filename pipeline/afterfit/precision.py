@@ -20,7 +20,8 @@ def dot(left: Tensor, right: Tensor) -> Tensor:
 
     `torch.dot` in float32 changes its value with the alignment of its operands; this does not.
     """
-    return (left.contiguous().double() * right.contiguous().double()).sum()
+    wide = left.contiguous().double()
+    return (wide * (wide if right is left else right.contiguous().double())).sum()
 
 
 def norm(vector: Tensor) -> Tensor:
