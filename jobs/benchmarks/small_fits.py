@@ -113,7 +113,7 @@ FITS: Final[Mapping[str, Mapping[str, Any]]] = {
         "method": {"name": "hessian_free", "queries": 2, "rank": 8, "lambda_sd": [1e-3, 1e-2]},
         "micro_batch": 16,
         "num_shards": 4,
-        "memory_gb": 2e-3,
+        "memory_gb": 5e-3,
     },
 }
 """Name -> configuration. The memory makes groups of 2 and of 4 of the 8 tiles."""

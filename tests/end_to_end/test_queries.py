@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import afterfit
-from afterfit.errors import ConfigError
+from afterfit.errors import ConfigError, DataError
 from afterfit.store.directory import open_store
 from cases import case_named
 from tiny_project import config, good, refusal, write_config, write_project
 
 METHOD: dict[str, Any] = {"name": "hessian_free", "queries": 3, "prior_precision": 1.0, "rank": 16}
+
+SCORE: dict[str, Any] = {**METHOD, "amortised": "score"}
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,55 @@ def test_signs_and_scores_from_the_command_line(project, monkeypatch):
     assert "refits with signs, with a relative standard error of" in good("run", "signs.yaml")
     artifact = open_store("signs").read(afterfit.load("signs").record.stages["covariance-test"])
     assert (artifact.tensor("error") > 0).any()
-    write_config(project / "score.yaml", config(method={**few, "amortised": "score"}, store="score"))
-    if "validation" in config()["data"]:
-        assert "have no unit" in good("run", "score.yaml")
-    else:
-        assert "give `data.validation`" in refusal("run", "score.yaml")
+    write_config(project / "score.yaml", config(method={**SCORE, "queries": None}, store="score"))
+    assert "have no unit" in good("run", "score.yaml")
+    data = {name: part for name, part in config()["data"].items() if name != "validation"}
+    write_config(project / "unscaled.yaml", config(method={**SCORE, "queries": 4}, store="unscaled", data=data))
+    assert "give `data.validation`" in refusal("run", "unscaled.yaml")
+
+
+def test_a_score_has_one_unit_whatever_it_is_asked_among(project, monkeypatch):
+    monkeypatch.chdir(project)
+    write_config(project / "score.yaml", config(method={**SCORE, "queries": 4}, store="scores"))
+    good("run", "score.yaml")
+    whole = pq.read_table("test.parquet")
+    pq.write_table(whole.slice(0, 1), "one.parquet")
+    found = []
+    for name in ("test", "one"):
+        good("predict", "scores", "--data", f"{name}.parquet", "--out", f"scored-{name}.parquet")
+        found.append(pq.read_table(f"scored-{name}.parquet")["variance"][0].as_py())
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_a_few_new_rows_are_answered_one_by_one_after_signs(project, monkeypatch):
+    monkeypatch.chdir(project)
+    write_config(
+        project / "few.yaml", config(method={**METHOD, "amortised": "hutchinson", "num_refits": 8}, store="few")
+    )
+    good("run", "few.yaml")
+    pq.write_table(pq.read_table("test.parquet").slice(0, 2), "two.parquet")
+    good("predict", "few", "--data", "two.parquet", "--out", "two-out.parquet")
+    assert pq.read_table("two-out.parquet").num_rows == 2
+
+
+def test_a_trained_run_predicts_with_its_trained_weights_and_its_own_data_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path)
+    trained = {"epochs": 5, "batch_size": 9, "learning_rate": 0.05}
+    write_config(tmp_path / "trained.yaml", config(method=METHOD, training=trained, store="trained"))
+    good("run", "trained.yaml")
+    posterior = afterfit.load("trained")
+    stored = open_store("trained").read(posterior.record.stages["covariance-test"])
+    inputs = torch.tensor(pq.read_table("test.parquet")["input"].to_pylist())
+    found = posterior.predict({"input": inputs[:3]})
+    torch.testing.assert_close(found.mean, stored.tensor("mean"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.covariance, stored.tensor("covariance"), rtol=1e-3, atol=1e-5)
+    pq.write_table(pq.read_table("more.parquet"), "train.parquet")
+    with pytest.raises(DataError, match="restore it, or run again to start from the new data"):
+        afterfit.load("trained").predict({"input": inputs[:3]})
+    assert "restore it, or run again to start from the new data" in refusal(
+        "predict", "trained", "--data", "test.parquet", "--out", "o.parquet"
+    )
 
 
 def test_more_refits_than_queries_are_refused_with_their_number(project, monkeypatch):

@@ -1,7 +1,7 @@
 """Hessian-free Laplace: variances of outputs from refits of the network, without a product with the Hessian."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from afterfit.methods.queries.refits import Sides
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline
 
-GRID = (1e-4, 1e-3, 1e-2, 1e-1)
+GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 class HessianFree(Frozen):
@@ -47,7 +47,7 @@ class HessianFree(Frozen):
     amortised: Amortised | None = None
     """`hutchinson`: variances of all queries from a few refits with signs, unbiased, with standard errors; `score`:
     from one, a score that orders queries, scaled by validation data."""
-    num_refits: int | Literal["auto"] = "auto"
+    num_refits: Annotated[int, Field(gt=1)] | Literal["auto"] = "auto"
     """Of `hutchinson`; `auto`: for a relative standard error of .2, refused where direct refits are cheaper."""
     rank: int = Field(64, gt=0)
     """Leading eigenpairs of the GGN that refits are preconditioned by."""
@@ -57,17 +57,15 @@ class HessianFree(Frozen):
     """Names the probes of the sketch."""
 
     def check(self, num_examples: int, num_outputs: int) -> None:
-        """Refuse a grid out of order.
+        """Refuse a grid out of order, and refits that nobody asked for.
 
         Raises:
-            ConfigError: for it.
+            ConfigError: for either.
         """
+        if self.num_refits != "auto" and self.amortised != "hutchinson":
+            raise ConfigError("`method.num_refits` is of signs; set `method.amortised: hutchinson`, or leave it out.")
         if isinstance(self.lambda_sd, tuple) and list(self.lambda_sd) != sorted(set(self.lambda_sd)):
             raise ConfigError("The lambdas of `method.lambda_sd` are not ascending; give each once, from the smallest.")
-
-    def whole(self) -> Self:
-        """The same for all examples of a data set."""
-        return self.model_copy(update={"queries": None})
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """What preconditions."""
@@ -104,6 +102,7 @@ class HessianFree(Frozen):
             amortised=self.amortised,
             num_refits=self.num_refits,
             seed=self.seed,
+            direction="validation" if self.amortised == "score" else role,
         )
 
     def _solving(self, likelihood: Likelihood) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Variances of outputs by conjugate gradients with the GGN or the Hessian: the oracle of Hessian-free Laplace."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,10 +35,6 @@ class ImplicitHessian(Frozen):
 
     def check(self, num_examples: int, num_outputs: int) -> None:
         """Any choices fit any data."""
-
-    def whole(self) -> Self:
-        """The same for all examples of a data set."""
-        return self.model_copy(update={"queries": None})
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """What preconditions."""

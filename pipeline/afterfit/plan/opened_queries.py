@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch
+from afterfit.data.identity import IdentifiedExamples, check_unchanged
 from afterfit.errors import ConfigError
-from afterfit.methods.queries.covariance import answered, examples_at_once
-from afterfit.methods.queries.solving import Unsaved
+from afterfit.methods.queries.covariance import answered
+from afterfit.methods.queries.solving import Unsaved, pieces_of
 from afterfit.network.workbench import bound_likelihood
 from afterfit.plan.bench import Bench
 from afterfit.plan.opened import Opened
@@ -45,8 +47,12 @@ class OpenedQueries(Opened):
                 "Each prediction is a fit of its own over the training data, which the store does not hold; call `fit` "
                 "again with the data and this store, which repeats nothing, or name the inputs under `data.evaluation`."
             )
-        request = self.asked()
-        return Bench(request.bench(self.store.uri, self.record.stages)), cast(QueryMethod, request.method), request
+        record = self.record
+        request = replace(self.asked(), memory_gb=record.memory_gb, micro_batch=record.micro_batch)
+        stages = {**record.stages, "network": record.stages["point_estimate"]}
+        bench = Bench(request.bench(self.store.uri, stages))
+        check_unchanged(cast(IdentifiedExamples, bench.data("train")), request.data["train"].identity)
+        return bench, cast(QueryMethod, request.method), request
 
     def predict(
         self, batch: Mapping[str, Tensor] | Batch, outputs: Sequence[int] | None = None, *, by: By = "linearised"
@@ -57,27 +63,26 @@ class OpenedQueries(Opened):
         """
         check_linearised(by)
         bench, method, request = self._bench
+        if outputs is not None:
+            unit_cotangents(torch.zeros(1, bench.num_outputs), outputs)  # refuses outputs that there are not
         pieces = self.pieces(batch)
+        names, indexes = pieces[0].inputs, torch.cat([piece.indexes for piece in pieces])
+        whole = Batch({name: torch.cat([piece.inputs[name] for piece in pieces]) for name in names}, None, indexes)
         likelihood = bound_likelihood(request.likelihood, bench)
         recipe = method.covariances("train", likelihood)
-        solver, each = recipe.solver(bench), examples_at_once(bench, bench.num_outputs * recipe.num_sides)
+        solver, each = recipe.solver(bench), recipe.queries_at_once(bench, bench.num_outputs)
         means, covariances = [], []
-        for piece in pieces:
-            for first in range(0, len(piece), each):
-                part = Batch(
-                    {name: value[first : first + each] for name, value in piece.inputs.items()},
-                    None,
-                    piece.indexes[first : first + each],
-                )
-                answer = answered(solver, part, recipe.sides, recipe.at(bench), Unsaved())
-                means.append(answer.mean_BC)
-                covariances.append(answer.covariance_BCC)
+        for part in pieces_of(whole, each):
+            answer = answered(solver, part, recipe.sides, recipe.at(bench), Unsaved())
+            for note in answer.notes(recipe.tolerance):
+                warnings.warn(note, stacklevel=2)
+            means.append(answer.mean_BC)
+            covariances.append(answer.covariance_BCC)
         mean_BC, covariance_BCC = torch.cat(means), torch.cat(covariances)
         if outputs is not None:
-            unit_cotangents(mean_BC[:1], outputs)  # refuses outputs that there are not
             chosen = list(outputs)
             mean_BC, covariance_BCC = mean_BC[:, chosen], covariance_BCC[:, chosen][:, :, chosen]
-        return outputs_of(mean_BC, covariance_BCC, torch.cat([piece.indexes for piece in pieces]), likelihood)
+        return outputs_of(mean_BC, covariance_BCC, indexes, likelihood)
 
     def draw(self, seed: int = 0, number: int = 0) -> dict[str, Tensor]:
         """There are none.

@@ -70,7 +70,7 @@ def _declarations(request: FitRequest) -> dict[str, Declaration]:
     made = method.stages(likelihood, Bench(request.bench("", {})))
     if request.extensions and not any(declaration.extended_by for declaration in made.values()):
         raise ConfigError(
-            f"The method {method.name} takes no data that come later: its draws belong to the data that they were "
+            f"The method {method.name} takes no data that come later: what it leaves belongs to the data that it was "
             "fitted on; add the data to `train`, and run again."
         )
     declared |= made

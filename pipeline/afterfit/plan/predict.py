@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afterfit.data.identity import IdentifiedExamples
+from afterfit.data.identity import IdentifiedExamples, check_unchanged
 from afterfit.data.origin import open_origin
 from afterfit.data.scratch import scratch_folder
 from afterfit.data.settings import Columns, DataSettings, NumericColumns, Standardise
@@ -21,7 +21,7 @@ from afterfit.plan.fitted import check_same_network
 from afterfit.plan.log import Display
 from afterfit.plan.posterior import posterior_plan
 from afterfit.plan.record import RunRecord, read_record
-from afterfit.plan.request import Asking, FitRequest
+from afterfit.plan.request import FitRequest
 from afterfit.plan.resolve import REFERENCE_FLOPS, count_first
 from afterfit.plan.run import Where, finish
 from afterfit.plan.shortage import Shortage, opening
@@ -86,6 +86,9 @@ def predict(
                 f"The run in {store.uri} is not finished, {stage.place} is missing; "
                 "run `afterfit run` with its configuration first."
             )
+    if request.method.posterior == "queries":  # which are answered by passes over the training data
+        train = cast(IdentifiedExamples, _bench(plan[-1], request, store).data("train"))
+        check_unchanged(train, request.data["train"].identity)
     _check_forward(plan, request, store, examples)
     try:
         ran, _ = finish(plan, request, store, where=where, display=display)
@@ -140,9 +143,8 @@ def with_new(request: FitRequest, settings: DataSettings, examples: IdentifiedEx
         num_shards=len(shard_ranges(examples.num_examples, seconds)),
         settings=settings,
     )
-    method = request.method.whole() if isinstance(request.method, Asking) else request.method
     data = {**request.data, ROLE: source}
-    return replace(request, method=method, data=data, in_distribution=(), out_of_distribution=(ROLE,))
+    return replace(request, data=data, in_distribution=(), out_of_distribution=(ROLE,), whole=(ROLE,))
 
 
 def settings_like(record: RunRecord, role: str, data: str) -> DataSettings:

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, cast
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from afterfit.algebra import Artifact, Cursor, Result, Unit
 from afterfit.errors import NumericalError
+from afterfit.methods.queries.covariance import short_of
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.plan.predictions import likelihood_facts, outputs_table
@@ -88,7 +90,7 @@ class _ScaleTask:
         asked = Asked.of(self.bench.input("covariance"))
         if asked.targets is None:
             raise NumericalError("The validation data have no targets; name their `label` or `target` column.")
-        mean = float(asked.covariance_NCC.diagonal(dim1=1, dim2=2).mean())
+        mean = asked.mean_variance
         rows = []
         for relative in SCALES:
             scale = relative / mean if mean > 0 else relative
@@ -103,7 +105,7 @@ class Asked(NamedTuple):
     """Outputs that were asked about, N examples."""
 
     mean_NC: Tensor
-    covariance_NCC: Tensor
+    covariance_NCC: Tensor  # (N, C, C), or variances (N, C)
     index_N: Tensor
     targets: Tensor | None
 
@@ -111,11 +113,20 @@ class Asked(NamedTuple):
     def of(cls, made: Artifact) -> "Asked":
         """As a stage left them."""
         targets = made.tensor("target") if "target" in made.families else None
-        return cls(made.tensor("mean"), made.tensor("covariance"), made.tensor("index"), targets)
+        found = made.tensor("covariance" if "covariance" in made.families else "variance")
+        return cls(made.tensor("mean"), found, made.tensor("index"), targets)
+
+    @property
+    def mean_variance(self) -> float:
+        """Over all outputs."""
+        found = self.covariance_NCC
+        return float((found.diagonal(dim1=1, dim2=2) if found.dim() == 3 else found).mean())
 
     def outputs(self, likelihood: Likelihood, scale: float = 1.0) -> Gaussian:
         """With covariances times a scale."""
-        return outputs_of(self.mean_NC, scale * self.covariance_NCC, self.index_N, likelihood)
+        found = scale * self.covariance_NCC
+        covariance_NCC = found if found.dim() == 3 else torch.diag_embed(found)
+        return outputs_of(self.mean_NC, covariance_NCC, self.index_N, likelihood)
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,11 @@ class _PredictionsTask:
             return outputs.probabilities(recipe.link, num_draws=recipe.num_draws, seed=seed)
 
         where = Features(asked.mean_NC, asked.mean_NC[..., :0], None, asked.targets, asked.index_N)
-        return Result(tables={"predictions": outputs_table(recipe.likelihood, outputs, where, averaged)})
+        facts = self.bench.input("covariance").facts
+        short = sum(value for name, value in facts.items() if name.startswith("short-"))
+        notes = short_of(short, asked.mean_NC.numel(), facts.get("tolerance", 0.0))
+        table = outputs_table(recipe.likelihood, outputs, where, averaged)
+        return Result(tables={"predictions": table}, facts={"notes": notes})
 
 
 def outputs_of(mean_BC: Tensor, covariance_BCC: Tensor, indexes_B: Tensor, likelihood: Likelihood) -> Gaussian:

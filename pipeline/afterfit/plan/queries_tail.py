@@ -1,6 +1,7 @@
 """What follows a method that answers queries: the prior precision, the plateau of lambda, covariances, predictions."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import cast
 
 from afterfit.errors import ConfigError
@@ -28,8 +29,8 @@ def queries_tail(request: FitRequest, before: Mapping[str, Declaration]) -> Iter
         inputs["plateau"] = "plateau"
     found = {name: name for name in ("tuning", "plateau") if name in inputs}
     yield "posterior", Declaration(recipe=CollectQueries(likelihood, plateau is not None), inputs=found)
-    amortised = method.variances("validation", likelihood)
     is_score = False
+    amortised = method.variances("validation", likelihood)
     if amortised is not None and amortised.is_score:
         is_score = True
         if "validation" not in request.data:
@@ -38,8 +39,28 @@ def queries_tail(request: FitRequest, before: Mapping[str, Declaration]) -> Iter
         recipe = ScoreScale(likelihood, request.link)
         yield "score-scale", Declaration(recipe=recipe, inputs={"covariance": "covariance-validation"})
     for role in request.evaluated:
-        answers = method.variances(role, likelihood) or method.covariances(role, likelihood)
-        yield f"covariance-{role}", Declaration(recipe=answers, inputs=inputs, data=("train", role))
+        yield f"covariance-{role}", _answers(request, method, role, inputs)
         recipe = QueryPredictions(role, likelihood, request.link, request.num_draws, is_score)
         needs = {"covariance": f"covariance-{role}"} | ({"scale": "score-scale"} if is_score else {})
         yield f"predictions-{role}", Declaration(recipe=recipe, inputs=needs)
+
+
+def _answers(request: FitRequest, method: QueryMethod, role: str, inputs: Mapping[str, str]) -> Declaration:
+    """By few refits for all queries, if that was asked for; a few new examples are answered one by one then too."""
+    is_whole = role in request.whole
+    amortised = method.variances(role, request.likelihood)
+    if amortised is not None:
+        amortised = replace(amortised, num_examples=None) if is_whole else amortised
+        num_examples = request.data[role].num_examples
+        asked = num_examples if amortised.num_examples is None else min(num_examples, amortised.num_examples)
+        try:
+            amortised.check(asked * request.num_outputs)
+        except ConfigError:
+            if not is_whole:
+                raise
+        else:
+            data = dict.fromkeys(("train", amortised.direction, role))
+            return Declaration(recipe=amortised, inputs=inputs, data=tuple(data))
+    answers = method.covariances(role, request.likelihood)
+    answers = replace(answers, num_examples=None) if is_whole else answers
+    return Declaration(recipe=answers, inputs=inputs, data=("train", role))

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from afterfit.algebra import Unit
 from afterfit.methods.queries.amortised import PILOT
-from afterfit.methods.queries.covariance import HELD_TENSORS, Solving
+from afterfit.methods.queries.covariance import Solving
 from afterfit.plan.counted import PLACE_BYTES, Counted, row_bytes
 from afterfit.plan.sizes import Sizes
 
@@ -23,10 +23,10 @@ def _solved(recipe: Solving, num_columns: int, num_groups: int, sizes: Sizes) ->
     else:  # a gradient for each column, and one before; a product with the Hessian is about two
         each = 3 * sizes.forward(count) * (num_columns * (2 if recipe.kind == "hessian" else 1) + 1)
     steps = 4.0 * sizes.num_weights * sizes.num_features * num_columns
-    columns = float(HELD_TENSORS * num_columns * sizes.num_weights * sizes.state_bytes)
+    columns = float(num_columns * recipe.column_bytes(sizes.num_weights, sizes.state_bytes))
     rows = row_bytes("train", sizes)
     held = columns + sizes.columns_bytes(sizes.num_features) + rows
-    return Counted(EVALUATIONS * num_groups * (each + steps), held, 0.0, is_budgeted=False, device_bytes=rows)
+    return Counted(EVALUATIONS * num_groups * (each + steps), held, 0.0, device_bytes=rows)
 
 
 def _asked(recipe: Any, sizes: Sizes) -> int:
@@ -62,7 +62,7 @@ def _small(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa
 
 def _predictions(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
     outputs = sizes.num_outputs
-    return Counted(0.0, 0.0, float(sizes.num_examples(recipe.role) * (8 * 5 * outputs + PLACE_BYTES)))
+    return Counted(0.0, 0.0, float(sizes.num_examples(recipe.role) * (8 * 4 * outputs + PLACE_BYTES)))
 
 
 QUERY_COSTS: Final[Mapping[str, Callable[[Any, Sequence[Unit], Sizes], Counted]]] = {

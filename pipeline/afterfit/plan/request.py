@@ -138,15 +138,6 @@ class DrawsMethod(Method, Protocol):
         ...
 
 
-@runtime_checkable
-class Asking(Protocol):
-    """A method that answers for the first examples of a data set only."""
-
-    def whole(self) -> Method:
-        """The same for all examples; what it leaves of the training data has the same keys."""
-        ...
-
-
 class QueryMethod(Method, Protocol):
     """One that finds covariances of single outputs, each by passes of its own; its stages end in leading eigenpairs."""
 
@@ -195,6 +186,7 @@ class FitRequest:
     data: Mapping[str, DataSource]  # "train", maybe "validation", and those to evaluate on
     in_distribution: tuple[str, ...] = ()  # roles that have targets
     out_of_distribution: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()  # roles that are answered whole by a method that answers for the first examples only
     extensions: tuple[str, ...] = ()  # roles of data added to "train" later
     link: Link = "monte_carlo"
     num_draws: int = 512

@@ -201,7 +201,9 @@ def test_what_draws_cannot_do_is_refused_in_one_sentence():
     case = case_named("mlp")
     request = requested(case)
     later = replace(request, extensions=("validation",))
-    with pytest.raises(ConfigError, match=r"toy_draws takes no data that come later: its draws belong .* to `train`"):
+    with pytest.raises(
+        ConfigError, match=r"toy_draws takes no data that come later: what it leaves belongs .* to `train`"
+    ):
         posterior_plan(later)
     data = {role: source for role, source in request.data.items() if role != "validation"}
     with pytest.raises(ConfigError, match="scale by validation needs validation data"):

@@ -24,9 +24,10 @@ from afterfit.algebra import Batch, Cursor, Result, Unit, batches, micro_batches
 from afterfit.errors import ConfigError
 from afterfit.methods.queries.covariance import Solving
 from afterfit.methods.queries.refits import influence
-from afterfit.methods.queries.solving import Solver, Unsaved
+from afterfit.methods.queries.solving import Solver, Unsaved, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
-from afterfit.precision import CORE, state_dtype
+from afterfit.precision import CORE
+from afterfit.predict.data_order import in_data_order
 from afterfit.seeds import Seed
 
 Amortised = Literal["hutchinson", "score"]
@@ -45,9 +46,9 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AmortisedVariances(Solving):
-    """Of the first examples of a data set: as `QueryCovariances` leaves them, without covariances between outputs.
+    """Of the first examples of a data set: `mean` and `variance` (n, C), `index`, `target` if there are any.
 
-    Also `error` (n, C), standard errors of the variances (none of a score), and the fact num_refits.
+    Also `error` (n, C), standard errors of the variances (zeros of a score), and the fact num_refits.
 
     Cost: some passes over the training data for all R refits together, and two over the queries.
     """
@@ -60,16 +61,31 @@ class AmortisedVariances(Solving):
     amortised: Amortised
     num_refits: int | Literal["auto"]
     seed: int
+    direction: str  # role whose outputs a score raises: one for all data sets, so that their scores have one unit
 
     @property
     def is_score(self) -> bool:
         """Whether what it finds has no unit."""
         return self.amortised == "score"
 
+    def size(self, outline: Outline, role: str) -> int:
+        """N."""
+        total = outline.num_examples(role)
+        return total if self.num_examples is None else min(total, self.num_examples)
+
+    def check(self, num_queries: int) -> None:
+        """Refuse what direct refits do with less.
+
+        Raises:
+            ConfigError: naming the number.
+        """
+        least = PILOT if self.num_refits == "auto" else self.num_refits
+        if not self.is_score and least >= num_queries:
+            raise ConfigError(_cheaper(least, num_queries))
+
     def units(self, outline: Outline) -> Sequence[Unit]:
         """One."""
-        total = outline.num_examples(self.role)
-        return [Unit("all", {"stop": total if self.num_examples is None else min(total, self.num_examples)})]
+        return [Unit("all", {"stop": self.size(outline, self.role)})]
 
     def on(self, bench: Workbench) -> _AmortisedTask:
         """Needs what `QueryCovariances` needs."""
@@ -84,55 +100,56 @@ class _AmortisedTask:
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         recipe, solver = self.recipe, self.recipe.solver(self.bench)
         queries = Queries(solver, recipe.role, unit.details["stop"])
-        mean_nC, targets = queries.outputs()
-        if recipe.amortised == "score":
-            moved_QR = self._moved(queries, mean_nC.flatten().sign()[:, None] / mean_nC.numel(), cursor)
-            found, num = Estimate(moved_QR[:, 0].abs(), torch.zeros(mean_nC.numel(), dtype=CORE)), 1
+        kept = queries.outputs()
+        num_queries = kept["mean"].numel()
+        if recipe.is_score:
+            found, num = self._score(queries, cursor), 1
         else:
-            found, num = self._by_signs(queries, mean_nC.numel(), cursor)
-        variance_nC = found.variance_Q.view_as(mean_nC)
-        kept = {
-            "mean": mean_nC,
-            "covariance": torch.diag_embed(variance_nC.clamp_min(0)),
-            "error": found.error_Q.view_as(mean_nC),
-            "index": torch.arange(len(mean_nC)),
-        }
-        if targets is not None:
-            kept["target"] = targets
+            found, num = self._by_signs(queries, num_queries, cursor)
+        kept |= {"variance": found.variance_Q.view_as(kept["mean"]).clamp_min(0)}
+        kept |= {"error": found.error_Q.view_as(kept["mean"])}
         facts = {"num_refits": num, "notes": list(_notes(found, recipe.amortised, num))}
-        return Result(tensors={family: [("all", values)] for family, values in kept.items()}, facts=facts)
+        return Result(
+            tensors={family: [("all", values)] for family, values in in_data_order(kept).items()}, facts=facts
+        )
+
+    def _score(self, queries: Queries, cursor: Cursor) -> Estimate:
+        """How far each output moves when the mean absolute output of `direction` is raised."""
+        recipe, solver = self.recipe, queries.solver
+        raised = Queries(solver, recipe.direction, recipe.size(self.bench, recipe.direction))
+        mean_nC = raised.outputs()["mean"]
+        rhs = raised.summed(mean_nC.flatten().sign()[:, None] / mean_nC.numel())
+        found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor)
+        score_Q = torch.cat([found.moved(solver, batch).flatten().cpu() for batch in queries]).abs()
+        return Estimate(score_Q, torch.zeros_like(score_Q))
 
     def _by_signs(self, queries: Queries, num_queries: int, cursor: Cursor) -> tuple[Estimate, int]:
-        recipe = self.recipe
+        recipe, asked = self.recipe, self.recipe.num_refits
+        fits = recipe.queries_at_once(self.bench, 1)
         known_Q = queries.known()
-        asked = recipe.num_refits
-        num = min(PILOT, num_queries) if asked == "auto" else asked
-        if asked != "auto" and asked >= num_queries:
-            raise ConfigError(_cheaper(asked, num_queries))
-        answers_QR = self._answers(queries, num_queries, range(num), cursor if asked != "auto" else Unsaved())
-        if asked == "auto":
-            num = needed(known_Q, answers_QR)
-            if num >= num_queries:
-                raise ConfigError(_cheaper(num, num_queries))
-            more_QR = self._answers(queries, num_queries, range(answers_QR.shape[1], num), cursor)
+        num = PILOT if asked == "auto" else asked
+        if asked != "auto":
+            _check_held(num, fits)
+            return estimated(known_Q, self._answers(queries, num_queries, range(num), cursor)), num
+        answers_QR = self._answers(queries, num_queries, range(num), Unsaved())
+        num = needed(known_Q, answers_QR)
+        _check_held(num, fits)
+        if num >= num_queries:
+            raise ConfigError(_cheaper(num, num_queries))
+        if num > PILOT:
+            more_QR = self._answers(queries, num_queries, range(PILOT, num), cursor)
             answers_QR = torch.cat([answers_QR, more_QR], dim=1)
-        return estimated(known_Q, answers_QR), answers_QR.shape[1]
+        return estimated(known_Q, answers_QR), num
 
     def _answers(self, queries: Queries, num_queries: int, chosen: range, cursor: Cursor) -> Tensor:
-        """s_q times how far the remainder moves query q, (Q, R)."""
-        signs_QR = hadamard_signs(num_queries, chosen, Seed(self.recipe.seed, ("signs",)))
-        return signs_QR * self._moved(queries, signs_QR, cursor, deflated=True)
-
-    def _moved(self, queries: Queries, weights_QR: Tensor, cursor: Cursor, *, deflated: bool = False) -> Tensor:
-        """How far refits of sums of the queries move each query, (Q, R); less what is known, if deflated."""
+        """s_q times how far the remainder, less what is known, moves query q, (Q, R)."""
         solver, recipe = queries.solver, self.recipe
-        rhs = queries.summed(weights_QR)
+        signs_QR = hadamard_signs(num_queries, chosen, Seed(recipe.seed, ("signs",)))
+        rhs = queries.summed(signs_QR)
         found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor)
-        moved_QR = torch.cat([found.moved(solver, batch).flatten(0, 1).cpu() for batch in queries])
-        if not deflated:
-            return moved_QR
         known = solver.preconditioner.low_rank()(rhs)
-        return moved_QR - torch.cat([solver.response.times(batch, known).flatten(0, 1).cpu() for batch in queries])
+        left = [found.moved(solver, batch).cpu() - solver.response.times(batch, known).cpu() for batch in queries]
+        return signs_QR * torch.cat([part.flatten(0, 1) for part in left])
 
 
 @dataclass(frozen=True)
@@ -148,20 +165,20 @@ class Queries:
         data = self.solver.bench.data(self.role)
         return batches(data, micro_batches(data, range(self.num_examples), self.solver.bench.micro_batch))
 
-    def outputs(self) -> tuple[Tensor, Tensor | None]:
-        """(n, C) in float64, and targets."""
-        means, targets = [], []
+    def outputs(self) -> dict[str, Tensor]:
+        """`mean` (n, C) in float64, `index` and, if there are any, `target`, in the order of the micro-batches."""
+        kept: dict[str, list[Tensor]] = {}
         for batch in self:
             with torch.no_grad():
-                means.append(self.solver.response.network(batch.inputs).to(CORE).cpu())
-            targets += [] if batch.targets is None else [batch.targets]
-        return torch.cat(means), torch.cat(targets) if targets else None
+                kept.setdefault("mean", []).append(self.solver.response.network(batch.inputs).to(CORE).cpu())
+            kept.setdefault("index", []).append(batch.indexes)
+            if batch.targets is not None:
+                kept.setdefault("target", []).append(batch.targets)
+        return {name: torch.cat(parts) for name, parts in kept.items()}
 
     def summed(self, weights_QR: Tensor) -> dict[str, Tensor]:
         """sum_q w_q grad f_q by tiles (P_tile, R)."""
-        network, first = self.solver.response.network, 0
-        dtype = state_dtype(network.dtype)
-        into = {tile.name: torch.zeros(tile.size, weights_QR.shape[1], dtype=dtype) for tile in network.layout}
+        into, first = zero_tiles(self.solver.response, weights_QR.shape[1]), 0
         for batch in self:
             width = len(batch) * self.solver.bench.num_outputs
             part = weights_QR[first : first + width].view(len(batch), -1, weights_QR.shape[1])
@@ -215,10 +232,18 @@ def needed(known_Q: Tensor, answers_QR: Tensor) -> int:
     return max(answers_QR.shape[1], math.ceil((relative / ACCURACY) ** 2))
 
 
+def _check_held(num_refits: int, fits: int) -> None:
+    if num_refits > fits:
+        raise ConfigError(
+            f"{num_refits} refits with signs are made together, and `memory_gb` holds {fits}; raise it, or lower "
+            "`method.num_refits`."
+        )
+
+
 def _cheaper(num: int, num_queries: int) -> str:
     return (
         f"{num} refits with signs would be needed, and {num_queries} refits answer all queries exactly; set "
-        "`method.amortised` to null, or ask more queries."
+        "`method.amortised` to null, or ask about more examples together."
     )
 
 

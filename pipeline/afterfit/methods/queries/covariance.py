@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, Unit
-from afterfit.errors import NumericalError
+from afterfit.errors import NumericalError, ResourceError
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.refits import Influence, Sides, influence
 from afterfit.methods.queries.response import Kind, response_on
@@ -20,10 +19,12 @@ from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.resources import GB
 
-HELD_SHARE = 0.5
+HELD_SHARE = 0.4
 """Part of `memory_gb` for what is held of each column."""
-HELD_TENSORS = 7
-"""Of a column: right-hand side, solution, residual, direction, image, and what a step makes."""
+HELD_TENSORS = 12
+"""Of a column: two right-hand sides; solution, residual and direction before and after a step; image, point, change."""
+CORE_BYTES = 8
+"""Of a number where the network runs in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,27 @@ class Solving:
         """Lambda times the standard deviation."""
         return self.lambda_sd if self.lambda_sd is not None else float(bench.input("plateau").facts["lambda_sd"])
 
+    def column_bytes(self, num_weights: int, state_bytes: int) -> int:
+        """That are held of each."""
+        number = state_bytes if self.kind in ("ggn", "linearised") else CORE_BYTES
+        return HELD_TENSORS * num_weights * number
 
-def examples_at_once(outline: Outline, columns_each: int) -> int:
-    """Whose queries are solved for together: as many as memory holds."""
-    each = HELD_TENSORS * columns_each * outline.layout.num_weights * outline.state_bytes
-    return max(1, int(HELD_SHARE * outline.memory_gb * GB // each))
+    def queries_at_once(self, outline: Outline, columns_each: int) -> int:
+        """How many are solved for together, of as many columns each: as many as memory holds.
+
+        Raises:
+            ResourceError: if it does not hold one.
+        """
+        column = self.column_bytes(outline.layout.num_weights, outline.state_bytes)
+        each = column * columns_each * self.num_sides
+        fits = int(HELD_SHARE * outline.memory_gb * GB // each)
+        if not fits:
+            raise ResourceError(
+                f"{columns_each * self.num_sides} refits together take {each / GB:.3g} GB, above {HELD_SHARE:g} of "
+                f"`memory_gb: {outline.memory_gb:g}`; set it to {each / HELD_SHARE / GB:.3g}, or choose fewer weights "
+                "with `network.choose`."
+            )
+        return fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +108,7 @@ class QueryCovariances(Solving):
         """Groups of examples."""
         total = outline.num_examples(self.role)
         total = total if self.num_examples is None else min(total, self.num_examples)
-        each = examples_at_once(outline, outline.num_outputs * self.num_sides)
+        each = self.queries_at_once(outline, outline.num_outputs)
         return [
             Unit(f"queries-{first:08d}", {"start": first, "stop": min(first + each, total)})
             for first in range(0, total, each)
@@ -117,6 +134,7 @@ class _CovarianceTask:
         return Result(
             tensors={family: [(unit.name, values)] for family, values in kept.items()},
             tables={"queries": _table(batch, answer)},
+            facts={f"short-{unit.name}": answer.num_short(recipe.tolerance), "tolerance": recipe.tolerance},
         )
 
 
@@ -127,6 +145,24 @@ class Answer(NamedTuple):
     covariance_BCC: Tensor
     found: Influence
 
+    def num_short(self, tolerance: float) -> int:
+        """Queries that ended above the tolerance."""
+        return int((self.found.residual_k > tolerance).sum())
+
+    def notes(self, tolerance: float) -> list[str]:
+        """What people should know."""
+        return short_of(self.num_short(tolerance), len(self.found.residual_k), tolerance)
+
+
+def short_of(num_short: int, num_queries: int, tolerance: float) -> list[str]:
+    """A note where queries ended above the tolerance."""
+    if not num_short:
+        return []
+    return [
+        f"{num_short} of {num_queries} queries ended above `method.tolerance: {tolerance:g}`, and their variances are "
+        "too small; raise `method.max_passes`, `method.rank` or `method.prior_precision`."
+    ]
+
 
 def answered(solver: Solver, batch: Batch, sides: Sides, lambda_sd: float, cursor: Cursor) -> Answer:
     """Outputs and their covariance, each example's own.
@@ -134,23 +170,19 @@ def answered(solver: Solver, batch: Batch, sides: Sides, lambda_sd: float, curso
     Raises:
         NumericalError: if the loss has negative curvature along a refit.
     """
-    columns, outputs_BC = gradients_of(solver.response, batch)
+    columns, outputs_BC = gradients_of(solver, batch)
     found = influence(solver, columns, sides, lambda_sd, cursor)
-    _check_positive(found, solver.response.kind)
-    num, width = outputs_BC.shape
-    moved = found.moved(solver, batch).view(num, width, num, width)
-    own_BCC = torch.stack([moved[number, :, number] for number in range(num)])
-    return Answer(outputs_BC.double().cpu(), ((own_BCC + own_BCC.mT) / 2).cpu(), found)
+    _check_positive(found)
+    return Answer(outputs_BC, found.own(solver, batch), found)
 
 
-def _check_positive(found: Influence, kind: str) -> None:
+def _check_positive(found: Influence) -> None:
     failed = int((~found.is_positive_k).sum())
     if failed:
-        what = "the network linearised (`method.network: linearised`)" if kind == "exact" else "`method.curvature: ggn`"
         raise NumericalError(
-            f"The loss has negative curvature along the refits of {failed} of {len(found.is_positive_k)} queries, so "
-            f"that the trained weights are no minimum and its inverse is no covariance; use {what}, or raise "
-            "`method.prior_precision`."
+            f"The loss has negative curvature along {failed} of {len(found.is_positive_k)} queries, so that the "
+            "trained weights are no minimum and its inverse is no covariance; take the GGN (`method.network: "
+            "linearised`, or `method.curvature: ggn`), or raise `method.prior_precision`."
         )
 
 

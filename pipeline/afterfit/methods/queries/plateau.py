@@ -16,10 +16,10 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, Unit
 from afterfit.errors import NumericalError
-from afterfit.methods.queries.covariance import Solving, examples_at_once
+from afterfit.methods.queries.covariance import Solving
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.response import Kind
-from afterfit.methods.queries.solving import Solver, Unsaved, beside, gradients_of
+from afterfit.methods.queries.solving import Solver, Unsaved, beside, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE
 
@@ -32,7 +32,7 @@ class Tried(NamedTuple):
     """Variances at each lambda."""
 
     variances_gk: Tensor
-    residual: float
+    residual_g: Tensor  # the worst
     is_positive_g: Tensor  # whether all refits met positive curvature only
 
     @property
@@ -42,6 +42,11 @@ class Tried(NamedTuple):
             self.is_positive_g if len(self.is_positive_g) == 1 else self.is_positive_g[1:] & self.is_positive_g[:-1]
         )
         return bool(both_g.any())
+
+    def is_usable_g(self, tolerance: float) -> Tensor:
+        """Lambdas whose refits went to their end; all that are positive, where none did."""
+        ended_g = self.is_positive_g & (self.residual_g <= tolerance)
+        return ended_g if bool(ended_g.any()) else self.is_positive_g
 
 
 class Level(NamedTuple):
@@ -97,55 +102,72 @@ class _PlateauTask:
             notes.append(f"{said}: variances are of the network linearised there.")
             kind = "linearised"
             tried = self._tried(kind, cursor)
-        level = widest(recipe.grid, tried.variances_gk, tried.is_positive_g)
-        notes.append(
-            f"Variances of {tried.variances_gk.shape[1]} outputs differ by at most {level.spread:.1e} over "
-            f"{level.decades:.2g} decades of lambda; refits take lambda times deviation = {level.lambda_sd:.1e}."
-        )
-        facts = {"kind": kind, **level._asdict(), "residual": tried.residual, "notes": notes}
+        level = widest(recipe.grid, tried.variances_gk, tried.is_usable_g(recipe.tolerance))
+        notes.append(_told(level, tried))
+        residual = float(tried.residual_g.min())
+        facts = {"kind": kind, **level._asdict(), "residual": residual, "notes": notes}
         return Result(tables={"plateau": _table(recipe.grid, tried)}, facts=facts)
 
     def _tried(self, kind: Kind, cursor: Cursor) -> Tried:
         recipe = replace(self.recipe, kind=kind, lambda_sd=self.recipe.grid[0])
         solver = recipe.solver(self.bench)
-        fits = examples_at_once(self.bench, recipe.num_sides * len(recipe.grid))
+        fits = recipe.queries_at_once(self.bench, len(recipe.grid))
         num = min(recipe.num_queries, self.bench.num_examples(ROLE), fits)
         each = torch.tensor(recipe.grid, dtype=CORE).repeat_interleave(num)
         found = influence(solver, beside([self._chosen(solver, num)] * len(recipe.grid)), recipe.sides, each, cursor)
-        moved = found.moved(solver, self._batch(range(num))).cpu().unflatten(2, (len(recipe.grid), num))
+        shape = (len(recipe.grid), num)
+        moved = found.moved(solver, self._batch(range(num))).cpu().unflatten(2, shape)
         own_gk = torch.stack(
             [moved[number, number % self.bench.num_outputs, :, number] for number in range(num)], dim=1
         )
-        is_positive_g = found.is_positive_k.view(len(recipe.grid), num).all(dim=1)
-        return Tried(own_gk, float(found.residual_k.max()), is_positive_g)
+        residual_g = found.residual_k.view(shape).amax(dim=1)
+        return Tried(own_gk, residual_g, found.is_positive_k.view(shape).all(dim=1))
 
     def _chosen(self, solver: Solver, num: int) -> dict[str, Tensor]:
         """One output of each example, the next one of the next."""
         columns: list[dict[str, Tensor]] = []
         for number in range(num):
-            every, _ = gradients_of(solver.response, self._batch(range(number, number + 1)))
-            output = number % self.bench.num_outputs
-            columns.append({name: tile[:, output : output + 1].clone() for name, tile in every.items()})
+            one_1C1 = torch.zeros(1, self.bench.num_outputs, 1, dtype=CORE)
+            one_1C1[0, number % self.bench.num_outputs] = 1
+            columns.append(zero_tiles(solver.response, 1))
+            solver.response.add_rows(self._batch(range(number, number + 1)), columns[-1], one_1C1)
         return beside(columns)
 
     def _batch(self, chosen: range) -> Batch:
         return self.bench.data(ROLE).batch(list(chosen))
 
 
-def widest(grid: Sequence[float], variances_gk: Tensor, is_positive_g: Tensor) -> Level:
+def _told(level: Level, tried: Tried) -> str:
+    num = tried.variances_gk.shape[1]
+    at = f"refits take lambda times deviation = {level.lambda_sd:.1e}"
+    if not level.decades:
+        return f"Only one lambda could be tried; {at}."
+    if level.spread > FLAT:
+        return (
+            f"No plateau was found: variances of {num} outputs differ by {level.spread:.1e} between lambdas; {at}. "
+            "Raise `method.max_passes` or `method.rank`, or give a grid of smaller lambdas."
+        )
+    flat = f"differ by at most {level.spread:.1e} over {level.decades:.2g} decades of lambda"
+    return f"Variances of {num} outputs {flat}; {at}."
+
+
+def widest(grid: Sequence[float], variances_gk: Tensor, is_usable_g: Tensor) -> Level:
     """The longest run of lambdas with one variance, and its middle; the flattest pair where there is no run."""
-    runs = list(_runs(grid, variances_gk, is_positive_g))
+    runs = list(_runs(grid, variances_gk, is_usable_g))
     flat = [run for run in runs if run.spread <= FLAT]
-    return max(flat, key=lambda run: run.decades) if flat else min(runs, key=lambda run: run.spread)
+    if flat:
+        return max(flat, key=lambda run: run.decades)
+    usable = [value for value, is_usable in zip(grid, is_usable_g.tolist(), strict=True) if is_usable]
+    return min(runs, key=lambda run: run.spread) if runs else Level(usable[0] if usable else grid[0], 0.0, 0.0)
 
 
-def _runs(grid: Sequence[float], variances_gk: Tensor, is_positive_g: Tensor) -> Iterator[Level]:
+def _runs(grid: Sequence[float], variances_gk: Tensor, is_usable_g: Tensor) -> Iterator[Level]:
     if len(grid) == 1:
         yield Level(grid[0], 0.0, 0.0)
     values = torch.tensor(grid, dtype=CORE).log10()
     for first in range(len(grid)):
         for last in range(first + 1, len(grid)):
-            if not bool(is_positive_g[first : last + 1].all()):
+            if not bool(is_usable_g[first : last + 1].all()):
                 continue
             part = variances_gk[first : last + 1]
             middle = part.median(dim=0).values

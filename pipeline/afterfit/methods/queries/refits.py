@@ -10,7 +10,7 @@ Source: McInerney, Kallus (2024), arXiv:2403.10671.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor
 from afterfit.methods.queries.preconditioner import dots
-from afterfit.methods.queries.solving import Solved, Solver, beside, scaled, split
+from afterfit.methods.queries.solving import Solved, Solver, beside, pieces_of, scaled, split
 from afterfit.precision import CORE
 
 Tiles = Mapping[str, Tensor]
@@ -43,6 +43,22 @@ class Influence:
         for part, weights_k in zip(parts, self.weights_k, strict=True):
             total = total + part.to(CORE) * weights_k.to(part.device)
         return total
+
+    def own(self, solver: Solver, batch: Batch) -> Tensor:
+        """Where all outputs of these examples are the queries: each example's own covariance, (B, C, C) in float64."""
+        width, first, parts = solver.bench.num_outputs, 0, []
+        for part in pieces_of(batch, solver.bench.micro_batch):
+            chosen = slice(first * width, (first + len(part)) * width)
+            mine = replace(
+                self,
+                refits=[{name: tile[:, chosen] for name, tile in refit.items()} for refit in self.refits],
+                weights_k=[weights_k[chosen] for weights_k in self.weights_k],
+            )
+            moved = mine.moved(solver, part).unflatten(2, (len(part), width)).cpu()
+            own_BCC = torch.stack([moved[number, :, number] for number in range(len(part))])
+            parts.append((own_BCC + own_BCC.mT) / 2)
+            first += len(part)
+        return torch.cat(parts)
 
 
 def influence(solver: Solver, rhs: Tiles, sides: Sides, lambda_sd: float | Tensor, cursor: Cursor) -> Influence:

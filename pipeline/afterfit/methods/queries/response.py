@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterfit.algebra import Batch
+from afterfit.arithmetic import Arithmetic
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Workbench
@@ -72,7 +73,8 @@ def response_on(bench: Workbench, likelihood: Likelihood, kind: Kind) -> Respons
         backend = row_backend(bench.network, bench.memory_gb, bench.arithmetic)
         return OutputResponse(bench.network, likelihood, kind, backend)
     network = in_core(bench.network)
-    backend = row_backend(network, bench.memory_gb, bench.arithmetic)
+    arithmetic = Arithmetic(compiled=bench.arithmetic.compiled)  # autocast is of float32
+    backend = row_backend(network, bench.memory_gb, arithmetic)
     return WeightResponse(network, likelihood, kind, backend)
 
 

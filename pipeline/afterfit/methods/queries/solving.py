@@ -13,7 +13,7 @@ from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.response import Response
 from afterfit.methods.queries.secant import Secant, begin, step
 from afterfit.network.workbench import Workbench
-from afterfit.precision import state_dtype
+from afterfit.precision import CORE, state_dtype
 
 Tiles = Mapping[str, Tensor]
 IMAGE = "image/"
@@ -83,6 +83,7 @@ class Solver:
                 self.preconditioner,
                 self.tolerance,
                 is_linear=self.is_linear,
+                is_convex=self.response.kind in ("ggn", "linearised"),
             )
             image = {name: torch.zeros_like(tile) for name, tile in rhs.items()}
             self._reached(cursor, position, len(planned), at, image)
@@ -101,20 +102,34 @@ class Solver:
         prior = self.preconditioner.prior_precision
         if self.is_linear:
             return {name: tile + prior * at.direction[name] for name, tile in image.items()}
+        point = at.point
         known = {name: tile - at.residual[name] for name, tile in rhs.items()}
-        return {
-            name: tile + prior * (at.solution[name] + at.direction[name]) - known[name] for name, tile in image.items()
-        }
+        return {name: tile + prior * point[name] - known[name] for name, tile in image.items()}
 
 
-def gradients_of(response: Response, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def gradients_of(solver: Solver, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """The queries of some examples, all outputs of each, J^T by tiles (P_tile, B C); and the outputs (B, C)."""
-    network = response.network
-    with torch.no_grad():
-        width = network(batch.inputs).numel()
-    dtype = state_dtype(network.dtype)
-    into = {tile.name: torch.zeros(tile.size, width, dtype=dtype) for tile in network.layout}
-    return into, response.add_rows(batch, into)
+    columns, outputs = [], []
+    for part in pieces_of(batch, solver.bench.micro_batch):
+        width = len(part) * solver.bench.num_outputs
+        into = zero_tiles(solver.response, width)
+        outputs.append(solver.response.add_rows(part, into).to(CORE).cpu())
+        columns.append(into)
+    return beside(columns), torch.cat(outputs)
+
+
+def zero_tiles(response: Response, num_columns: int) -> dict[str, Tensor]:
+    """Columns of zeros."""
+    dtype = state_dtype(response.network.dtype)
+    return {tile.name: torch.zeros(tile.size, num_columns, dtype=dtype) for tile in response.network.layout}
+
+
+def pieces_of(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch in parts."""
+    for first in range(0, len(batch), size):
+        part = slice(first, first + size)
+        targets = None if batch.targets is None else batch.targets[part]
+        yield Batch({name: value[part] for name, value in batch.inputs.items()}, targets, batch.indexes[part])
 
 
 def scaled(columns: Tiles, amounts_k: Tensor) -> dict[str, Tensor]:
