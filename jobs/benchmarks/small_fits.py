@@ -110,7 +110,7 @@ FITS: Final[Mapping[str, Mapping[str, Any]]] = {
     "hessian_free": {
         **SHARED,
         "name": "hessian_free",
-        "method": {"name": "hessian_free", "queries": 2, "rank": 8, "lambda_sd": [1e-3, 1e-2]},
+        "method": {"name": "hessian_free", "queries": 2, "rank": 24, "tolerance": 0.05, "lambda_sd": [1e-3, 1e-2]},
         "micro_batch": 16,
         "num_shards": 4,
         "memory_gb": 5e-3,
