@@ -79,6 +79,17 @@ def batches(examples: Examples, planned: Sequence[Sequence[int]]) -> Iterator[Ba
     return map(examples.batch, planned)
 
 
+def in_data_order(whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Back from the order of micro-batches: tensors (n, ...) by ascending `index` (n,), which is one of them.
+
+    They are copied if need be.
+    """
+    order_n = whole["index"].argsort()
+    if torch.equal(order_n, torch.arange(len(order_n))):
+        return dict(whole)
+    return {family: values[order_n] for family, values in whole.items()}
+
+
 def full_batch(examples: Examples, indexes: Sequence[int]) -> Batch:
     """Examples in the full length that memory and work are counted for."""
     return examples.full_batch(indexes) if isinstance(examples, Ragged) else examples.batch(indexes)

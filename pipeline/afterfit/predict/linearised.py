@@ -8,10 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, fold_examples
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, fold_examples, in_data_order
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
-from afterfit.predict.data_order import in_data_order
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
 from afterfit.rows.protocol import RowBackend, unit_cotangents

@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold, micro_batches
+from afterfit.algebra import Batch, Cursor, Result, State, Unit, batches, fold, in_data_order, micro_batches
 from afterfit.network.functional import Network
 from afterfit.network.moved import moved_weights
 from afterfit.network.workbench import Outline, Workbench, shard_units
 from afterfit.precision import state_dtype
-from afterfit.predict.data_order import in_data_order
 from afterfit.rows.columns import held_columns
 
 

@@ -20,14 +20,13 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, Unit, batches, micro_batches
+from afterfit.algebra import Batch, Cursor, Result, Unit, batches, in_data_order, micro_batches
 from afterfit.errors import ConfigError
 from afterfit.methods.queries.covariance import Solving
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.solving import Solver, Unsaved, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE
-from afterfit.predict.data_order import in_data_order
 from afterfit.seeds import Seed
 
 Amortised = Literal["hutchinson", "score"]
