@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from afterfit.algebra import Progress, Result, State, Unit, merge_in_order
+from afterfit.algebra import Progress, Result, State, Unit, Unsaved, merge_in_order
 from afterfit.engine.gang import LoneGang
 from afterfit.engine.progress import appended
 from afterfit.network.likelihoods import Likelihood
@@ -65,16 +65,6 @@ class MemoryBench(Bench):
         return self.made[role]
 
 
-class FromStart:
-    """A cursor that keeps nothing."""
-
-    def resume(self) -> None:
-        return None
-
-    def reached(self, position: int, total: int, state: State) -> None:
-        pass
-
-
 def stages_in_memory(
     method: Method, module: nn.Module, data: Any, likelihood: Likelihood, **options: Any
 ) -> dict[str, Made]:
@@ -91,7 +81,7 @@ def stages_in_memory(
 def run_stage(declaration: Declaration, bench: MemoryBench) -> Made:
     """One stage."""
     recipe: Any = declaration.recipe
-    units, bound, cursor = recipe.units(bench), recipe.on(bench), FromStart()
+    units, bound, cursor = recipe.units(bench), recipe.on(bench), Unsaved()
     artifact = Made()
     if recipe.verb == "map":
         for unit in units:

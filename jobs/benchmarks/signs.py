@@ -7,9 +7,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from afterfit.algebra import Unsaved
 from afterfit.methods.queries.amortised import Queries, estimated, hadamard_signs
 from afterfit.methods.queries.refits import influence
-from afterfit.methods.queries.solving import Unsaved, gradients_of
+from afterfit.methods.queries.solving import gradients_of
 from afterfit.plan.bench import Bench
 from afterfit.plan.record import read_record
 from afterfit.plan.run import Outcome

@@ -79,6 +79,14 @@ def batches(examples: Examples, planned: Sequence[Sequence[int]]) -> Iterator[Ba
     return map(examples.batch, planned)
 
 
+def pieces_of(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch in parts of so many examples, in order; nothing is copied."""
+    for first in range(0, len(batch), size):
+        part = slice(first, first + size)
+        targets = None if batch.targets is None else batch.targets[part]
+        yield Batch({name: value[part] for name, value in batch.inputs.items()}, targets, batch.indexes[part])
+
+
 def in_data_order(whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Back from the order of micro-batches: tensors (n, ...) by ascending `index` (n,), which is one of them.
 
@@ -171,6 +179,16 @@ class Cursor(Protocol):
     def reached(self, position: int, total: int, state: State) -> None:
         """Report progress; the state is saved when a save is due."""
         ...
+
+
+class Unsaved:
+    """A cursor of work that is short, or whose result is not kept."""
+
+    def resume(self) -> None:
+        """From the beginning."""
+
+    def reached(self, position: int, total: int, state: State) -> None:
+        """Nothing is saved."""
 
 
 class Accumulator(Protocol):

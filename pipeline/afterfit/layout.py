@@ -6,11 +6,13 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from hashlib import sha256
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from afterfit.errors import ConfigError
+
+Value = TypeVar("Value")
 
 TILE_WEIGHTS = 1 << 16
 MAX_TILES = 4096
@@ -190,6 +192,11 @@ class Layout:
 
     def __iter__(self) -> Iterator[Tile]:
         return iter(self.tiles)
+
+
+def of_last_match(pairs: Sequence[tuple[str, Value]], name: str, otherwise: Value) -> Value:
+    """What the last pair has whose glob matches a name."""
+    return next((value for glob, value in reversed(pairs) if fnmatchcase(name, glob)), otherwise)
 
 
 def _rows(block: Tensor, piece: Piece) -> Tensor:

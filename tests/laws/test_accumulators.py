@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Accumulator, Batch, State, Unit, fold
+from afterfit.algebra import Accumulator, Batch, State, Unit, Unsaved, fold
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.layout import Layout
 from afterfit.methods.ggn_nystrom import GgnSketch, SketchSum
@@ -24,7 +24,6 @@ from afterfit.precision import state_dtype
 from afterfit.seeds import Seed, normals
 from afterfit.training.noise import ResidualSum
 from cases import NETWORK_CASES, NetworkCase, assert_near, case_named
-from memory_engine import FromStart
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def set_up(
     accumulator = one.make(case, network, micro_batches)
 
     def summed(some: Sequence[Batch]) -> State:
-        return fold(accumulator, lambda position: some[position:], len(some), FromStart())
+        return fold(accumulator, lambda position: some[position:], len(some), Unsaved())
 
     return accumulator, summed, micro_batches
 

@@ -1,24 +1,22 @@
 """Hessian-free Laplace: variances of outputs from refits of the network, without a product with the Hessian."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from afterfit.errors import ConfigError
-from afterfit.frozen import Frozen, Positive
-from afterfit.methods.ggn_nystrom import leading_ggn
+from afterfit.frozen import Positive
 from afterfit.methods.queries.amortised import Amortised, AmortisedVariances
 from afterfit.methods.queries.covariance import QueryCovariances
+from afterfit.methods.queries.method import Querying
 from afterfit.methods.queries.plateau import Plateau
 from afterfit.methods.queries.refits import Sides
 from afterfit.network.likelihoods import Likelihood
-from afterfit.network.workbench import Declaration, Outline
 
 GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
-class HessianFree(Frozen):
+class HessianFree(Querying):
     """Refits that raise one output by lambda times the loss's unit: how far the output moves is its variance.
 
     The trained weights count as a minimum: the loss is tilted by its gradient there. Of the network linearised at them
@@ -29,10 +27,6 @@ class HessianFree(Frozen):
     """
 
     name: Literal["hessian_free"] = "hessian_free"
-    posterior: ClassVar[Literal["subspace", "draws", "queries"]] = "queries"
-    narrower: ClassVar[str] = "raise `method.prior_precision`"
-    queries: int | None = Field(100, gt=0)
-    """Examples of each evaluated data set, from its first, whose outputs get a covariance; null: all."""
     network: Literal["linearised", "exact", "auto"] = "linearised"
     """`exact`: the network itself, refused where its loss has negative curvature; `auto`: that where it has none, else
     linearised."""
@@ -49,12 +43,6 @@ class HessianFree(Frozen):
     from one, a score that orders queries, scaled by validation data."""
     num_refits: Annotated[int, Field(gt=1)] | Literal["auto"] = "auto"
     """Of `hutchinson`; `auto`: for a relative standard error of .2, refused where direct refits are cheaper."""
-    rank: int = Field(64, gt=0)
-    """Leading eigenpairs of the GGN that refits are preconditioned by."""
-    prior_precision: Positive | Literal["auto"] = "auto"
-    """Inverse prior variance; `auto`: by the marginal likelihood of these eigenpairs."""
-    seed: int = 0
-    """Names the probes of the sketch."""
 
     def check(self, num_examples: int, num_outputs: int) -> None:
         """Refuse a grid out of order, and refits that nobody asked for.
@@ -66,11 +54,6 @@ class HessianFree(Frozen):
             raise ConfigError("`method.num_refits` is of signs; set `method.amortised: hutchinson`, or leave it out.")
         if isinstance(self.lambda_sd, tuple) and list(self.lambda_sd) != sorted(set(self.lambda_sd)):
             raise ConfigError("The lambdas of `method.lambda_sd` are not ascending; give each once, from the smallest.")
-
-    def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
-        """What preconditions."""
-        rank = min(self.rank, outline.layout.num_weights)
-        return leading_ggn(likelihood, rank, self.seed, outline)
 
     def plateau(self, likelihood: Likelihood) -> Plateau | None:
         """Where lambda is not given."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Result
+from afterfit.algebra import Batch, Result, pieces_of
 from afterfit.errors import ConfigError
 from afterfit.network.functional import Network
 from afterfit.plan.fitted import FitRecord
@@ -101,8 +101,8 @@ class Opened:
             _copy(self.artifact(stage), target)
         self.record.write(target)
 
-    def pieces(self, batch: Mapping[str, Tensor] | Batch) -> list[Batch]:
-        """A batch in micro-batches, answers left out.
+    def whole(self, batch: Mapping[str, Tensor] | Batch) -> Batch:
+        """A batch, answers left out.
 
         Raises:
             ConfigError: for a batch without inputs.
@@ -113,10 +113,11 @@ class Opened:
             raise ConfigError("The batch has no inputs; give a mapping keyed by forward's argument names.")
         num_examples = len(next(iter(inputs.values())))
         indexes = batch.indexes if isinstance(batch, Batch) else torch.arange(num_examples)
-        parts = [
-            slice(start, start + self.record.micro_batch) for start in range(0, num_examples, self.record.micro_batch)
-        ]
-        return [Batch({name: value[part] for name, value in inputs.items()}, None, indexes[part]) for part in parts]
+        return Batch(inputs, None, indexes)
+
+    def pieces(self, batch: Mapping[str, Tensor] | Batch) -> list[Batch]:
+        """The same in micro-batches."""
+        return list(pieces_of(self.whole(batch), self.record.micro_batch))
 
 
 def _copy(artifact: StoredArtifact, target: Store) -> None:

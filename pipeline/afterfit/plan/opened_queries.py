@@ -11,11 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch
+from afterfit.algebra import Batch, Unsaved, pieces_of
 from afterfit.data.identity import IdentifiedExamples, check_unchanged
 from afterfit.errors import ConfigError
 from afterfit.methods.queries.covariance import answered
-from afterfit.methods.queries.solving import Unsaved, pieces_of
 from afterfit.network.workbench import bound_likelihood
 from afterfit.plan.bench import Bench
 from afterfit.plan.opened import Opened
@@ -65,9 +64,7 @@ class OpenedQueries(Opened):
         bench, method, request = self._bench
         if outputs is not None:
             unit_cotangents(torch.zeros(1, bench.num_outputs), outputs)  # refuses outputs that there are not
-        pieces = self.pieces(batch)
-        names, indexes = pieces[0].inputs, torch.cat([piece.indexes for piece in pieces])
-        whole = Batch({name: torch.cat([piece.inputs[name] for piece in pieces]) for name in names}, None, indexes)
+        whole = self.whole(batch)
         likelihood = bound_likelihood(request.likelihood, bench)
         recipe = method.covariances("train", likelihood)
         solver, each = recipe.solver(bench), recipe.queries_at_once(bench, bench.num_outputs)
@@ -82,7 +79,7 @@ class OpenedQueries(Opened):
         if outputs is not None:
             chosen = list(outputs)
             mean_BC, covariance_BCC = mean_BC[:, chosen], covariance_BCC[:, chosen][:, :, chosen]
-        return outputs_of(mean_BC, covariance_BCC, indexes, likelihood)
+        return outputs_of(mean_BC, covariance_BCC, whole.indexes, likelihood)
 
     def draw(self, seed: int = 0, number: int = 0) -> dict[str, Tensor]:
         """There are none.

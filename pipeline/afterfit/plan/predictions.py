@@ -14,6 +14,7 @@ from afterfit.algebra import Artifact, Cursor, Result, Unit
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.plan.tuning import Choice, Curvature, Features, posterior_at
+from afterfit.posterior.gaussian import Gaussian as GaussianOutputs
 from afterfit.posterior.links import Link, squash
 from afterfit.posterior.outputs import Outputs
 from afterfit.posterior.subspace import Complement, SubspacePosterior
@@ -140,7 +141,11 @@ class _PredictionsTask:
 
 def prediction_table(recipe: Predictions, posterior: SubspacePosterior, features: Features) -> pa.Table:
     """Predictions of some examples; see `Predictions` for the columns."""
-    outputs = features.outputs(posterior, recipe.likelihood)
+    return gaussian_table(recipe, features.outputs(posterior, recipe.likelihood), features)
+
+
+def gaussian_table(recipe: Predictions, outputs: GaussianOutputs, features: Features) -> pa.Table:
+    """The same of outputs that are Gaussian."""
 
     def averaged() -> Tensor:
         seed = Seed(recipe.seed, ("predict",))

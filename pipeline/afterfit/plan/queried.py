@@ -13,11 +13,10 @@ from afterfit.errors import NumericalError
 from afterfit.methods.queries.covariance import short_of
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
-from afterfit.plan.predictions import likelihood_facts, outputs_table
+from afterfit.plan.predictions import Predictions, gaussian_table, likelihood_facts
 from afterfit.plan.tuning import Features, validation_nll
 from afterfit.posterior.gaussian import Gaussian
 from afterfit.posterior.links import Link, Meaning
-from afterfit.seeds import Seed
 
 
 @dataclass(frozen=True)
@@ -130,24 +129,16 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QueryPredictions:
+class QueryPredictions(Predictions):
     """Predictions of the examples that were asked about, an example a row; the columns are those of `Predictions`."""
 
-    VERSION: ClassVar[int] = 1
-    verb: ClassVar[str] = "map"
-
-    role: str
-    likelihood: Likelihood
-    link: Link
-    num_draws: int
     is_score: bool = False  # whether what was found is to be scaled
-    seed: int = 0
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """One."""
         return [Unit("all")]
 
-    def on(self, bench: Workbench) -> "_PredictionsTask":
+    def on(self, bench: Workbench) -> "_PredictionsTask":  # type: ignore[override]
         """Needs the covariances, and the scale of a score."""
         return _PredictionsTask(replace(self, likelihood=bound_likelihood(self.likelihood, bench)), bench)
 
@@ -158,19 +149,13 @@ class _PredictionsTask:
     bench: Workbench
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:
-        recipe, asked = self.recipe, Asked.of(self.bench.input("covariance"))
+        recipe, made = self.recipe, self.bench.input("covariance")
+        asked = Asked.of(made)
         scale = float(self.bench.input("scale").facts["scale"]) if recipe.is_score else 1.0
-        outputs = asked.outputs(recipe.likelihood, scale)
-
-        def averaged() -> Tensor:
-            seed = Seed(recipe.seed, ("predict",))
-            return outputs.probabilities(recipe.link, num_draws=recipe.num_draws, seed=seed)
-
-        where = Features(asked.mean_NC, asked.mean_NC[..., :0], None, asked.targets, asked.index_N)
-        facts = self.bench.input("covariance").facts
-        short = sum(value for name, value in facts.items() if name.startswith("short-"))
-        notes = short_of(short, asked.mean_NC.numel(), facts.get("tolerance", 0.0))
-        table = outputs_table(recipe.likelihood, outputs, where, averaged)
+        places = Features(asked.mean_NC, asked.mean_NC[..., :0], None, asked.targets, asked.index_N)
+        table = gaussian_table(recipe, asked.outputs(recipe.likelihood, scale), places)
+        short = sum(value for name, value in made.facts.items() if name.startswith("short-"))
+        notes = short_of(short, asked.mean_NC.numel(), made.facts.get("tolerance", 0.0))
         return Result(tables={"predictions": table}, facts={"notes": notes})
 
 

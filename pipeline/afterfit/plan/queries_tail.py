@@ -29,38 +29,30 @@ def queries_tail(request: FitRequest, before: Mapping[str, Declaration]) -> Iter
         inputs["plateau"] = "plateau"
     found = {name: name for name in ("tuning", "plateau") if name in inputs}
     yield "posterior", Declaration(recipe=CollectQueries(likelihood, plateau is not None), inputs=found)
-    is_score = False
     amortised = method.variances("validation", likelihood)
-    if amortised is not None and amortised.is_score:
-        is_score = True
+    score = amortised if amortised is not None and amortised.is_score else None
+    if score is not None:
         if "validation" not in request.data:
             raise ConfigError("A score has no unit until validation data give it one; give `data.validation`.")
-        yield "covariance-validation", Declaration(recipe=amortised, inputs=inputs, data=("train", "validation"))
+        yield "covariance-validation", Declaration(recipe=score, inputs=inputs, data=("train", "validation"))
         recipe = ScoreScale(likelihood, request.link)
         yield "score-scale", Declaration(recipe=recipe, inputs={"covariance": "covariance-validation"})
     for role in request.evaluated:
         yield f"covariance-{role}", _answers(request, method, role, inputs)
-        recipe = QueryPredictions(role, likelihood, request.link, request.num_draws, is_score)
-        needs = {"covariance": f"covariance-{role}"} | ({"scale": "score-scale"} if is_score else {})
+        recipe = QueryPredictions(role, likelihood, request.link, request.num_draws, is_score=score is not None)
+        needs = {"covariance": f"covariance-{role}"} | ({} if score is None else {"scale": "score-scale"})
         yield f"predictions-{role}", Declaration(recipe=recipe, inputs=needs)
 
 
 def _answers(request: FitRequest, method: QueryMethod, role: str, inputs: Mapping[str, str]) -> Declaration:
     """By few refits for all queries, if that was asked for; a few new examples are answered one by one then too."""
     is_whole = role in request.whole
-    amortised = method.variances(role, request.likelihood)
-    if amortised is not None:
-        amortised = replace(amortised, num_examples=None) if is_whole else amortised
-        num_examples = request.data[role].num_examples
-        asked = num_examples if amortised.num_examples is None else min(num_examples, amortised.num_examples)
-        try:
-            amortised.check(asked * request.num_outputs)
-        except ConfigError:
-            if not is_whole:
-                raise
-        else:
-            data = dict.fromkeys(("train", amortised.direction, role))
-            return Declaration(recipe=amortised, inputs=inputs, data=tuple(data))
-    answers = method.covariances(role, request.likelihood)
-    answers = replace(answers, num_examples=None) if is_whole else answers
-    return Declaration(recipe=answers, inputs=inputs, data=("train", role))
+    amortised, answers = method.variances(role, request.likelihood), method.covariances(role, request.likelihood)
+    if is_whole:
+        amortised = None if amortised is None else replace(amortised, num_examples=None)
+        answers = replace(answers, num_examples=None)
+    num_queries = answers.asked(request.data[role].num_examples) * request.num_outputs
+    if amortised is None or (is_whole and not amortised.pays(num_queries)):
+        return Declaration(recipe=answers, inputs=inputs, data=("train", role))
+    amortised.check(num_queries)
+    return Declaration(recipe=amortised, inputs=inputs, data=tuple(dict.fromkeys(("train", amortised.direction, role))))

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from afterfit.algebra import Unit
 from afterfit.methods.queries.amortised import PILOT
-from afterfit.methods.queries.covariance import Solving
+from afterfit.methods.queries.covariance import Asking, Solving
 from afterfit.plan.counted import PLACE_BYTES, Counted, row_bytes
 from afterfit.plan.sizes import Sizes
 
@@ -29,9 +29,8 @@ def _solved(recipe: Solving, num_columns: int, num_groups: int, sizes: Sizes) ->
     return Counted(EVALUATIONS * num_groups * (each + steps), held, 0.0, device_bytes=rows)
 
 
-def _asked(recipe: Any, sizes: Sizes) -> int:
-    total = sizes.num_examples(recipe.role)
-    return total if recipe.num_examples is None else min(total, recipe.num_examples)
+def _asked(recipe: Asking, sizes: Sizes) -> int:
+    return recipe.asked(sizes.num_examples(recipe.role))
 
 
 def _stored(recipe: Any, sizes: Sizes) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from afterfit.algebra import Unit
+from afterfit.layout import of_last_match
 from afterfit.methods.dropout.local import Estimator
 from afterfit.methods.dropout.weights import NoiseChoices
 from afterfit.network.likelihoods import Likelihood
@@ -47,7 +47,7 @@ class DropoutFit:
 
     def rate_of(self, name: str) -> float:
         """Alpha of a weight tensor at the start."""
-        return next((rate for glob, rate in reversed(self.rates) if fnmatchcase(name, glob)), self.rate)
+        return of_last_match(self.rates, name, self.rate)
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """None: a gang cuts steps into slices instead."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Unit
-from afterfit.layout import MAX_TILES, Layout, Tile
+from afterfit.layout import MAX_TILES, Layout, Tile, of_last_match
 from afterfit.network.likelihoods import Gaussian, Likelihood
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.training.epochs import Epochs
@@ -115,13 +114,8 @@ def prior_of(recipe: NaturalGradient, tile: Tile, dtype: torch.dtype) -> Tensor:
 
     That of the last group whose glob the block's name matches.
     """
-    precisions = [_precision(recipe, piece.block) for piece in tile.pieces]
+    precisions = [of_last_match(recipe.group_precisions, piece.block, recipe.prior_precision) for piece in tile.pieces]
     if len(set(precisions)) == 1:
         return torch.tensor(precisions[0], dtype=dtype)
     pieces = zip(tile.pieces, precisions, strict=True)
     return torch.cat([torch.full((piece.size,), precision, dtype=dtype) for piece, precision in pieces])
-
-
-def _precision(recipe: NaturalGradient, block: str) -> float:
-    matching = [of_group for glob, of_group in recipe.group_precisions if fnmatchcase(block, glob)]
-    return matching[-1] if matching else recipe.prior_precision

@@ -20,11 +20,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, Unit, batches, in_data_order, micro_batches
+from afterfit.algebra import Batch, Cursor, Result, Unit, Unsaved, batches, in_data_order, micro_batches
 from afterfit.errors import ConfigError
-from afterfit.methods.queries.covariance import Solving
+from afterfit.methods.queries.covariance import Asking
 from afterfit.methods.queries.refits import influence
-from afterfit.methods.queries.solving import Solver, Unsaved, zero_tiles
+from afterfit.methods.queries.solving import Solver, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE
 from afterfit.seeds import Seed
@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmortisedVariances(Solving):
+class AmortisedVariances(Asking):
     """Of the first examples of a data set: `mean` and `variance` (n, C), `index`, `target` if there are any.
 
     Also `error` (n, C), standard errors of the variances (zeros of a score), and the fact num_refits.
@@ -55,8 +55,6 @@ class AmortisedVariances(Solving):
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
-    role: str
-    num_examples: int | None
     amortised: Amortised
     num_refits: int | Literal["auto"]
     seed: int
@@ -67,10 +65,13 @@ class AmortisedVariances(Solving):
         """Whether what it finds has no unit."""
         return self.amortised == "score"
 
-    def size(self, outline: Outline, role: str) -> int:
-        """N."""
-        total = outline.num_examples(role)
-        return total if self.num_examples is None else min(total, self.num_examples)
+    def pays(self, num_queries: int) -> bool:
+        """Whether it may take fewer refits than one for each query."""
+        return self.is_score or self._least < num_queries
+
+    @property
+    def _least(self) -> int:
+        return PILOT if self.num_refits == "auto" else self.num_refits
 
     def check(self, num_queries: int) -> None:
         """Refuse what direct refits do with less.
@@ -78,13 +79,12 @@ class AmortisedVariances(Solving):
         Raises:
             ConfigError: naming the number.
         """
-        least = PILOT if self.num_refits == "auto" else self.num_refits
-        if not self.is_score and least >= num_queries:
-            raise ConfigError(_cheaper(least, num_queries))
+        if not self.pays(num_queries):
+            raise ConfigError(_cheaper(self._least, num_queries))
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """One."""
-        return [Unit("all", {"stop": self.size(outline, self.role)})]
+        return [Unit("all", {"stop": self.asked(outline.num_examples(self.role))})]
 
     def on(self, bench: Workbench) -> _AmortisedTask:
         """Needs what `QueryCovariances` needs."""
@@ -115,7 +115,7 @@ class _AmortisedTask:
     def _score(self, queries: Queries, cursor: Cursor) -> Estimate:
         """How far each output moves when the mean absolute output of `direction` is raised."""
         recipe, solver = self.recipe, queries.solver
-        raised = Queries(solver, recipe.direction, recipe.size(self.bench, recipe.direction))
+        raised = Queries(solver, recipe.direction, recipe.asked(self.bench.num_examples(recipe.direction)))
         mean_nC = raised.outputs()["mean"]
         rhs = raised.summed(mean_nC.flatten().sign()[:, None] / mean_nC.numel())
         found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor)
@@ -202,8 +202,7 @@ def hadamard_signs(num_queries: int, chosen: range, seed: Seed) -> Tensor:
 
     With as many columns as the matrix has, their mean outer product is the identity.
     """
-    size = 1 << max(0, math.ceil(math.log2(max(num_queries, 1))))
-    generator = seed.generator()
+    size, generator = _order(num_queries), seed.generator()
     rows_Q = torch.randperm(size, generator=generator)[:num_queries]
     columns = torch.randperm(size, generator=generator)
     flips_Q = 1 - 2 * torch.randint(2, (num_queries,), generator=generator)
@@ -215,13 +214,16 @@ def hadamard_signs(num_queries: int, chosen: range, seed: Seed) -> Tensor:
     return ((1 - 2 * parity) * flips_Q[:, None]).to(CORE)
 
 
+def _order(num_queries: int) -> int:
+    """Of the smallest Hadamard matrix of a power of two with so many rows."""
+    return 1 << (num_queries - 1).bit_length()
+
+
 def estimated(known_Q: Tensor, answers_QR: Tensor) -> Estimate:
-    """The mean, and its standard error: refits are drawn without putting back."""
+    """The mean, and its standard error by two refits or more, which are drawn without putting back."""
     num_queries, num = answers_QR.shape
-    size = 1 << max(0, math.ceil(math.log2(max(num_queries, 1))))
-    left = max(0.0, 1 - num / size)
-    deviation_Q = answers_QR.std(dim=1) if num > 1 else torch.full((num_queries,), math.nan, dtype=CORE)
-    return Estimate(known_Q + answers_QR.mean(dim=1), deviation_Q * math.sqrt(left / num))
+    left = max(0.0, 1 - num / _order(num_queries))
+    return Estimate(known_Q + answers_QR.mean(dim=1), answers_QR.std(dim=1) * math.sqrt(left / num))
 
 
 def needed(known_Q: Tensor, answers_QR: Tensor) -> int:

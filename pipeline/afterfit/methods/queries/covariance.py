@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, cast
 
 import pyarrow as pa
@@ -89,7 +90,19 @@ class Solving:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryCovariances(Solving):
+class Asking(Solving):
+    """Of the first examples of a data set."""
+
+    role: str
+    num_examples: int | None  # None: all
+
+    def asked(self, num_examples: int) -> int:
+        """How many, of a data set of so many."""
+        return num_examples if self.num_examples is None else min(num_examples, self.num_examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryCovariances(Asking):
     """Of the first examples of a data set: `mean` (n, C), `covariance` (n, C, C), `index`, `target` if there are any.
 
     A query is an output of an example. The table `queries` has for each what its covariance took and reached: example,
@@ -101,13 +114,9 @@ class QueryCovariances(Solving):
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
-    role: str
-    num_examples: int | None  # None: all
-
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of examples."""
-        total = outline.num_examples(self.role)
-        total = total if self.num_examples is None else min(total, self.num_examples)
+        total = self.asked(outline.num_examples(self.role))
         each = self.queries_at_once(outline, outline.num_outputs)
         return [
             Unit(f"queries-{first:08d}", {"start": first, "stop": min(first + each, total)})
@@ -124,10 +133,15 @@ class _CovarianceTask:
     recipe: QueryCovariances
     bench: Workbench
 
+    @cached_property
+    def solver(self) -> Solver:
+        """Once a worker: it reads the eigenpairs, and may copy the network."""
+        return self.recipe.solver(self.bench)
+
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         recipe = self.recipe
         batch = self.bench.data(recipe.role).batch(list(range(unit.details["start"], unit.details["stop"])))
-        answer = answered(recipe.solver(self.bench), batch, recipe.sides, recipe.at(self.bench), cursor)
+        answer = answered(self.solver, batch, recipe.sides, recipe.at(self.bench), cursor)
         kept = {"mean": answer.mean_BC, "covariance": answer.covariance_BCC, "index": batch.indexes}
         if batch.targets is not None:
             kept["target"] = batch.targets

@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, Result, Unit
+from afterfit.algebra import Batch, Cursor, Result, Unit, Unsaved
 from afterfit.errors import NumericalError
 from afterfit.methods.queries.covariance import Solving
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.response import Kind
-from afterfit.methods.queries.solving import Solver, Unsaved, beside, zero_tiles
+from afterfit.methods.queries.solving import Solver, beside, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE
 

@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor
+from afterfit.algebra import Batch, Cursor, pieces_of
 from afterfit.methods.queries.preconditioner import dots
-from afterfit.methods.queries.solving import Solved, Solver, beside, pieces_of, scaled, split
+from afterfit.methods.queries.solving import Solved, Solver, beside, scaled, split
 from afterfit.precision import CORE
 
 Tiles = Mapping[str, Tensor]
@@ -37,7 +37,7 @@ class Influence:
 
     def moved(self, solver: Solver, batch: Batch) -> Tensor:
         """What H^-1 B changes the outputs of some examples by, (B, C, k): their covariances with the queries."""
-        both = solver.response.moved(batch, beside(list(self.refits)))
+        both = solver.response.moved(batch, beside(self.refits))
         parts = both.split(both.shape[2] // len(self.refits), dim=2)
         total = torch.zeros_like(parts[0], dtype=CORE)
         for part, weights_k in zip(parts, self.weights_k, strict=True):

@@ -10,7 +10,7 @@ Shapes: B examples, C outputs, P weights by tiles, k columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -149,11 +149,7 @@ class WeightResponse(_WithRows):
             if self.kind == "hessian":
                 product = sum((gradient[name] * direction[name]).sum() for name in gradient)
                 assert isinstance(product, Tensor)
-                found = torch.autograd.grad(product, list(weights.values()), retain_graph=True, allow_unused=True)
-                answer = {
-                    name: torch.zeros_like(weight) if part is None else part
-                    for (name, weight), part in zip(weights.items(), found, strict=True)
-                }
+                answer = _derivatives(product, weights, retain_graph=True)
             else:
                 moved = {name: (weight + direction[name]).detach() for name, weight in weights.items()}
                 after = self._gradient(batch, {name: value.requires_grad_() for name, value in moved.items()})
@@ -166,11 +162,7 @@ class WeightResponse(_WithRows):
         with sdpa_kernel(SDPBackend.MATH):
             outputs_BC = self.network(batch.inputs, weights)
             loss = -self.likelihood.log_density(outputs_BC, targets_of(batch).to(outputs_BC.device)).sum()
-            found = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
-        return {
-            name: torch.zeros_like(weight) if part is None else part
-            for (name, weight), part in zip(weights.items(), found, strict=True)
-        }
+            return _derivatives(loss, weights, create_graph=create_graph)
 
     def moved(self, batch: Batch, columns: Tiles) -> Tensor:
         """See `Response`; of `hessian` linear in the displacements."""
@@ -187,10 +179,20 @@ class WeightResponse(_WithRows):
         return torch.stack([after_BC - before_BC for after_BC in after], dim=2)
 
 
-def _blocks(network: Network, columns: Tiles) -> list[dict[str, Tensor]]:
-    """Each column as block-shaped tensors."""
-    count = next(iter(columns.values())).shape[1]
-    cut: Callable[[int], dict[str, Tensor]] = lambda number: network.layout.assemble(  # noqa: E731
-        {name: tile_Pk[:, number].clone() for name, tile_Pk in columns.items()}
-    )
-    return [{name: value.to(network.weights[name]) for name, value in cut(number).items()} for number in range(count)]
+def _derivatives(
+    value: Tensor, weights: Tiles, *, retain_graph: bool | None = None, create_graph: bool = False
+) -> dict[str, Tensor]:
+    """By blocks; zeros for those that have no part in it."""
+    leaves = list(weights.values())
+    found = torch.autograd.grad(value, leaves, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if part is None else part
+        for (name, weight), part in zip(weights.items(), found, strict=True)
+    }
+
+
+def _blocks(network: Network, columns: Tiles) -> Iterator[dict[str, Tensor]]:
+    """One column after another, as block-shaped tensors."""
+    for number in range(next(iter(columns.values())).shape[1]):
+        flat = {name: tile_Pk[:, number].clone() for name, tile_Pk in columns.items()}
+        yield {name: value.to(network.weights[name]) for name, value in network.layout.assemble(flat).items()}

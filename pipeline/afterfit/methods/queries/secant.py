@@ -12,7 +12,7 @@ Shapes: P weights by tiles, k columns, each a problem of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Secant:
     residual: Tiles  # B - F(D), as it is known
     direction: Tiles  # p, as long as the last step was, so that little is extrapolated
     scale_k: Tensor  # how many times longer it is than conjugate gradients' own
+    lengths_k: Tensor  # |B|
     rho_k: Tensor  # residual times preconditioned residual
     is_running_k: Tensor
     is_positive_k: Tensor  # whether F had positive curvature along all directions so far
@@ -42,7 +43,6 @@ class Secant:
     is_fresh: bool = True  # whether the last one was
     is_wary: bool = False  # whether interpolation has failed before
     evaluations: int = 0
-    lengths_k: Tensor = field(default_factory=lambda: torch.ones(0))  # |B|
 
     @property
     def point(self) -> Tiles:
@@ -86,6 +86,7 @@ class Secant:
             family("residual"),
             family("direction"),
             state["at/scale"],
+            state["at/lengths"],
             state["at/rho"],
             state["at/running"],
             state["at/positive"],
@@ -94,7 +95,6 @@ class Secant:
             bool(state["at/fresh"]),
             bool(state["at/wary"]),
             int(state["at/evaluations"]),
-            state["at/lengths"],
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, State, batches, micro_batches
+from afterfit.algebra import Batch, Cursor, batches, micro_batches, pieces_of
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.response import Response
 from afterfit.methods.queries.secant import Secant, begin, step
@@ -17,17 +17,6 @@ from afterfit.precision import CORE, state_dtype
 
 Tiles = Mapping[str, Tensor]
 IMAGE = "image/"
-
-
-class Unsaved:
-    """A cursor of work that is short, or whose result is not kept."""
-
-    def resume(self) -> None:
-        """From the start."""
-        return
-
-    def reached(self, position: int, total: int, state: State) -> None:
-        """Nothing is saved."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ class Solver:
                     self._reached(cursor, position, len(planned), at, image)
             at = step(
                 at,
-                self._change(at, image, rhs),
+                self._change(at, point, image, rhs),
                 self.preconditioner,
                 self.tolerance,
                 is_linear=self.is_linear,
@@ -97,14 +86,13 @@ class Solver:
         kept = {IMAGE + name: tile for name, tile in image.items()}
         cursor.reached(position, max(self.max_passes * each, position), {**at.state(), **kept})
 
-    def _change(self, at: Secant, image: Tiles, rhs: Tiles) -> dict[str, Tensor]:
+    def _change(self, at: Secant, point: Tiles, image: Tiles, rhs: Tiles) -> dict[str, Tensor]:
         """See `secant.step`."""
         prior = self.preconditioner.prior_precision
+        found = {name: tile + prior * point[name] for name, tile in image.items()}
         if self.is_linear:
-            return {name: tile + prior * at.direction[name] for name, tile in image.items()}
-        point = at.point
-        known = {name: tile - at.residual[name] for name, tile in rhs.items()}
-        return {name: tile + prior * point[name] - known[name] for name, tile in image.items()}
+            return found
+        return {name: tile - (rhs[name] - at.residual[name]) for name, tile in found.items()}
 
 
 def gradients_of(solver: Solver, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -122,14 +110,6 @@ def zero_tiles(response: Response, num_columns: int) -> dict[str, Tensor]:
     """Columns of zeros."""
     dtype = state_dtype(response.network.dtype)
     return {tile.name: torch.zeros(tile.size, num_columns, dtype=dtype) for tile in response.network.layout}
-
-
-def pieces_of(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch in parts."""
-    for first in range(0, len(batch), size):
-        part = slice(first, first + size)
-        targets = None if batch.targets is None else batch.targets[part]
-        yield Batch({name: value[part] for name, value in batch.inputs.items()}, targets, batch.indexes[part])
 
 
 def scaled(columns: Tiles, amounts_k: Tensor) -> dict[str, Tensor]:

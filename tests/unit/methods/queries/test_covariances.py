@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterfit import ImplicitHessian
+from afterfit.algebra import Unsaved
 from afterfit.errors import ConfigError, NumericalError
 from afterfit.methods.queries.amortised import Queries, estimated, hadamard_signs, needed
 from afterfit.methods.queries.covariance import answered
@@ -17,7 +18,7 @@ from afterfit.methods.queries.plateau import Tried, widest
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.response import Kind, response_on
-from afterfit.methods.queries.solving import Solver, Unsaved, gradients_of
+from afterfit.methods.queries.solving import Solver, gradients_of
 from afterfit.network.likelihoods import Gaussian
 from afterfit.plan.bench import Bench
 from afterfit.plan.resolve import request_from_objects
