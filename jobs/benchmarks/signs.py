@@ -9,8 +9,9 @@ from torch import Tensor
 
 from afterfit.algebra import Unsaved
 from afterfit.methods.queries.amortised import Queries, estimated, hadamard_signs
+from afterfit.methods.queries.chosen import gradients_of, places_of
 from afterfit.methods.queries.refits import influence
-from afterfit.methods.queries.solving import gradients_of
+from afterfit.methods.queries.solving import Solver
 from afterfit.plan.bench import Bench
 from afterfit.plan.record import read_record
 from afterfit.plan.run import Outcome
@@ -32,10 +33,10 @@ def sign_figures(outcome: Outcome) -> dict[str, float]:
     request = read_record(outcome.store).request()
     recipe: Any = stage.recipe
     bench = Bench(request.bench(outcome.store.uri, {role: one.place for role, one in stage.inputs.items()}))
-    solver = recipe.solver(bench)
+    solver: Solver = recipe.solver(bench)
     queries = Queries(solver, "test", recipe.num_examples)
     batch = bench.data("test").batch(list(range(recipe.num_examples)))
-    columns, _ = gradients_of(solver.response, batch)
+    columns, _ = gradients_of(solver, batch, places_of(solver, batch, None))
     moved = influence(solver, columns, "one", 1.0, Unsaved()).moved(solver, batch).flatten(0, 1).to(CORE)
     known = solver.response.times(batch, solver.preconditioner.low_rank()(columns)).flatten(0, 1).to(CORE)
     covariance_QQ = (moved + moved.T) / 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import afterfit
+from afterfit.algebra import Artifact
 from afterfit.errors import ConfigError, DataError
 from afterfit.store.directory import open_store
 from cases import case_named
@@ -62,8 +63,7 @@ def test_a_loaded_posterior_wants_the_training_data_and_has_no_weights_to_draw(t
 
 def test_a_run_answers_the_first_examples_and_its_store_predicts_others(project, monkeypatch):
     monkeypatch.chdir(project)
-    posterior = afterfit.load("refits")
-    stages = open_store("refits").read(posterior.record.stages["covariance-test"])
+    stages = _answers("refits")
     table = stages.table("queries")
     assert sorted(set(table["index"].to_pylist())) == [0, 1, 2]
     assert max(table["residual"].to_pylist()) <= 3e-3
@@ -73,6 +73,25 @@ def test_a_run_answers_the_first_examples_and_its_store_predicts_others(project,
     predicted = pq.read_table("some.parquet").slice(0, 3)
     variance = torch.tensor(predicted["variance"].to_pylist(), dtype=torch.float64)
     torch.testing.assert_close(variance, covariance.diagonal(dim1=1, dim2=2), rtol=1e-3, atol=0)
+
+
+def test_the_largest_outputs_alone_are_solved_for(project, monkeypatch):
+    monkeypatch.chdir(project)
+    write_config(project / "largest.yaml", config(method={**METHOD, "outputs": 2}, store="largest"))
+    good("run", "largest.yaml")
+    whole, part = (_answers(name) for name in ("refits", "largest"))
+    table = part.table("queries")
+    assert table.num_rows == 3 * 2
+    right, found = whole.tensor("covariance"), part.tensor("covariance")
+    variances = right.diagonal(dim1=1, dim2=2)
+    for row in table.to_pylist():
+        assert row["variance"] == pytest.approx(float(variances[row["index"], row["output"]]), rel=1e-4)
+    assert (found.diagonal(dim1=1, dim2=2) > (1 - 1e-4) * variances).all()
+    assert "covariance-test" in good("plan", "largest.yaml")
+
+
+def _answers(store: str) -> Artifact:
+    return open_store(store).read(afterfit.load(store).record.stages["covariance-test"])
 
 
 def test_the_report_says_where_the_plateau_is(project):
@@ -85,8 +104,7 @@ def test_signs_and_scores_from_the_command_line(project, monkeypatch):
     few = {**METHOD, "queries": None, "amortised": "hutchinson", "num_refits": 8}
     write_config(project / "signs.yaml", config(method=few, store="signs"))
     assert "refits with signs, with a relative standard error of" in good("run", "signs.yaml")
-    artifact = open_store("signs").read(afterfit.load("signs").record.stages["covariance-test"])
-    assert (artifact.tensor("error") > 0).any()
+    assert (_answers("signs").tensor("error") > 0).any()
     write_config(project / "score.yaml", config(method={**SCORE, "queries": None}, store="score"))
     assert "have no unit" in good("run", "score.yaml")
     data = {name: part for name, part in config()["data"].items() if name != "validation"}

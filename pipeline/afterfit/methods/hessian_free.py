@@ -45,15 +45,23 @@ class HessianFree(Querying):
     """Of `hutchinson`; `auto`: for a relative standard error of .2, refused where direct refits are cheaper."""
 
     def check(self, num_examples: int, num_outputs: int) -> None:
-        """Refuse a grid out of order, and refits that nobody asked for.
+        """Refuse a grid out of order, refits that nobody asked for, and outputs as `Querying` does.
 
         Raises:
-            ConfigError: for either.
+            ConfigError: for any.
         """
+        super().check(num_examples, num_outputs)
+        if self.outputs is not None and self.amortised is not None:
+            raise ConfigError("`method.amortised` answers all outputs together; leave out it, or `method.outputs`.")
         if self.num_refits != "auto" and self.amortised != "hutchinson":
             raise ConfigError("`method.num_refits` is of signs; set `method.amortised: hutchinson`, or leave it out.")
         if isinstance(self.lambda_sd, tuple) and list(self.lambda_sd) != sorted(set(self.lambda_sd)):
             raise ConfigError("The lambdas of `method.lambda_sd` are not ascending; give each once, from the smallest.")
+
+    @property
+    def is_ggn(self) -> bool:
+        """Of the network linearised."""
+        return self.network == "linearised"
 
     def plateau(self, likelihood: Likelihood) -> Plateau | None:
         """Where lambda is not given."""
@@ -72,7 +80,7 @@ class HessianFree(Querying):
 
     def covariances(self, role: str, likelihood: Likelihood) -> QueryCovariances:
         """Of a data set."""
-        return QueryCovariances(**self._solving(likelihood), role=role, num_examples=self.queries)
+        return QueryCovariances(**self._solving(likelihood), role=role, num_examples=self.queries, outputs=self.outputs)
 
     def variances(self, role: str, likelihood: Likelihood) -> AmortisedVariances | None:
         """The same from a few refits for all queries."""

@@ -21,8 +21,10 @@ class ImplicitHessian(Querying):
     max_passes: int = Field(200, gt=0)
     """Over the training data, of a solution."""
 
-    def check(self, num_examples: int, num_outputs: int) -> None:
-        """Any choices fit any data."""
+    @property
+    def is_ggn(self) -> bool:
+        """As chosen."""
+        return self.curvature == "ggn"
 
     def plateau(self, likelihood: Likelihood) -> None:
         """There is no lambda."""
@@ -41,4 +43,5 @@ class ImplicitHessian(Querying):
             lambda_sd=1.0,
             role=role,
             num_examples=self.queries,
+            outputs=self.outputs,
         )

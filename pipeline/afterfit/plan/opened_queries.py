@@ -14,6 +14,7 @@ from torch import Tensor
 from afterfit.algebra import Batch, Unsaved, pieces_of
 from afterfit.data.identity import IdentifiedExamples, check_unchanged
 from afterfit.errors import ConfigError
+from afterfit.methods.queries.chosen import num_asked
 from afterfit.methods.queries.covariance import answered
 from afterfit.network.workbench import bound_likelihood
 from afterfit.plan.bench import Bench
@@ -56,7 +57,7 @@ class OpenedQueries(Opened):
     def predict(
         self, batch: Mapping[str, Tensor] | Batch, outputs: Sequence[int] | None = None, *, by: By = "linearised"
     ) -> Gaussian:
-        """See `Posterior.predict`. Nothing of it is stored.
+        """See `Posterior.predict`. Nothing of it is stored; outputs that are not wanted are not solved for.
 
         Cost: for each group of examples whose columns fit the memory, some passes over the training data.
         """
@@ -67,18 +68,17 @@ class OpenedQueries(Opened):
         whole = self.whole(batch)
         likelihood = bound_likelihood(request.likelihood, bench)
         recipe = method.covariances("train", likelihood)
-        solver, each = recipe.solver(bench), recipe.queries_at_once(bench, bench.num_outputs)
+        if outputs is not None:
+            recipe = replace(recipe, outputs=tuple(outputs))
+        solver, each = recipe.solver(bench), recipe.queries_at_once(bench, num_asked(recipe.outputs, bench.num_outputs))
         means, covariances = [], []
         for part in pieces_of(whole, each):
-            answer = answered(solver, part, recipe.sides, recipe.at(bench), Unsaved())
+            answer = answered(solver, part, recipe, Unsaved())
             for note in answer.notes(recipe.tolerance):
                 warnings.warn(note, stacklevel=2)
-            means.append(answer.mean_BC)
-            covariances.append(answer.covariance_BCC)
+            means.append(answer.mean_BC if outputs is None else answer.mean_BC[:, list(outputs)])
+            covariances.append(answer.covariance(solver, part) if outputs is None else answer.of(outputs))
         mean_BC, covariance_BCC = torch.cat(means), torch.cat(covariances)
-        if outputs is not None:
-            chosen = list(outputs)
-            mean_BC, covariance_BCC = mean_BC[:, chosen], covariance_BCC[:, chosen][:, :, chosen]
         return outputs_of(mean_BC, covariance_BCC, whole.indexes, likelihood)
 
     def draw(self, seed: int = 0, number: int = 0) -> dict[str, Tensor]:

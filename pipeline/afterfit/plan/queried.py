@@ -155,7 +155,8 @@ class _PredictionsTask:
         places = Features(asked.mean_NC, asked.mean_NC[..., :0], None, asked.targets, asked.index_N)
         table = gaussian_table(recipe, asked.outputs(recipe.likelihood, scale), places)
         short = sum(value for name, value in made.facts.items() if name.startswith("short-"))
-        notes = short_of(short, asked.mean_NC.numel(), made.facts.get("tolerance", 0.0))
+        num_queries = made.table("queries").num_rows if short else 0
+        notes = short_of(short, num_queries, made.facts.get("tolerance", 0.0))
         return Result(tables={"predictions": table}, facts={"notes": notes})
 
 

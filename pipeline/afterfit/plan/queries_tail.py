@@ -51,7 +51,7 @@ def _answers(request: FitRequest, method: QueryMethod, role: str, inputs: Mappin
     if is_whole:
         amortised = None if amortised is None else replace(amortised, num_examples=None)
         answers = replace(answers, num_examples=None)
-    num_queries = answers.asked(request.data[role].num_examples) * request.num_outputs
+    num_queries = answers.num_queries(request.data[role].num_examples, request.num_outputs)
     if amortised is None or (is_whole and not amortised.pays(num_queries)):
         return Declaration(recipe=answers, inputs=inputs, data=("train", role))
     amortised.check(num_queries)

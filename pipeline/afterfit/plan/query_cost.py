@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from afterfit.algebra import Unit
 from afterfit.methods.queries.amortised import PILOT
+from afterfit.methods.queries.chosen import num_asked
 from afterfit.methods.queries.covariance import Asking, Solving
 from afterfit.plan.counted import PLACE_BYTES, Counted, row_bytes
 from afterfit.plan.sizes import Sizes
@@ -40,8 +41,9 @@ def _stored(recipe: Any, sizes: Sizes) -> float:
 
 def _covariances(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     largest = max(unit.details["stop"] - unit.details["start"] for unit in units)
-    counted = _solved(recipe, largest * sizes.num_outputs * recipe.num_sides, len(units), sizes)
-    table = TABLE_BYTES * _asked(recipe, sizes) * sizes.num_outputs
+    asked = num_asked(recipe.outputs, sizes.num_outputs)
+    counted = _solved(recipe, largest * asked * recipe.num_sides, len(units), sizes)
+    table = TABLE_BYTES * _asked(recipe, sizes) * asked
     return counted._replace(stored_bytes=_stored(recipe, sizes) + table)
 
 

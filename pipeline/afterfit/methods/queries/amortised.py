@@ -22,6 +22,7 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, Unit, Unsaved, batches, in_data_order, micro_batches
 from afterfit.errors import ConfigError
+from afterfit.methods.queries.chosen import known
 from afterfit.methods.queries.covariance import Asking
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.solving import Solver, zero_tiles
@@ -187,14 +188,7 @@ class Queries:
 
     def known(self) -> Tensor:
         """Variances by the leading eigenpairs and the prior, (Q,)."""
-        preconditioner, parts = self.solver.preconditioner, []
-        prior = preconditioner.prior_precision
-        inverse_K = 1 / (preconditioner.values_K + prior) - 1 / prior
-        for batch in self:
-            features_BCK = self.solver.response.times(batch, preconditioner.basis).to(CORE).cpu()
-            squares_BC = self.solver.response.squares(batch).to(CORE).cpu()
-            parts.append((squares_BC / prior + (features_BCK.square() * inverse_K).sum(dim=2)).flatten())
-        return torch.cat(parts)
+        return torch.cat([known(self.solver, batch).diagonal(dim1=1, dim2=2).flatten() for batch in self])
 
 
 def hadamard_signs(num_queries: int, chosen: range, seed: Seed) -> Tensor:

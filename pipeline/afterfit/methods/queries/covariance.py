@@ -12,10 +12,11 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, Unit
 from afterfit.errors import NumericalError, ResourceError
+from afterfit.methods.queries.chosen import Outputs, among, completed, gradients_of, num_asked, places_of
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.refits import Influence, Sides, influence
 from afterfit.methods.queries.response import Kind, response_on
-from afterfit.methods.queries.solving import Solver, gradients_of
+from afterfit.methods.queries.solving import Solver
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.resources import GB
@@ -106,7 +107,7 @@ class QueryCovariances(Asking):
     """Of the first examples of a data set: `mean` (n, C), `covariance` (n, C, C), `index`, `target` if there are any.
 
     A query is an output of an example. The table `queries` has for each what its covariance took and reached: example,
-    output, variance, residual (relative, of the worst side), passes.
+    output, variance, residual (relative, of the worst side), passes. See `chosen` for outputs not asked about.
 
     Cost: of each group of examples some passes over the training data, with C rows an example.
     """
@@ -114,10 +115,16 @@ class QueryCovariances(Asking):
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
+    outputs: Outputs = None
+
+    def num_queries(self, num_examples: int, num_outputs: int) -> int:
+        """Of a data set."""
+        return self.asked(num_examples) * num_asked(self.outputs, num_outputs)
+
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of examples."""
         total = self.asked(outline.num_examples(self.role))
-        each = self.queries_at_once(outline, outline.num_outputs)
+        each = self.queries_at_once(outline, num_asked(self.outputs, outline.num_outputs))
         return [
             Unit(f"queries-{first:08d}", {"start": first, "stop": min(first + each, total)})
             for first in range(0, total, each)
@@ -141,8 +148,9 @@ class _CovarianceTask:
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         recipe = self.recipe
         batch = self.bench.data(recipe.role).batch(list(range(unit.details["start"], unit.details["stop"])))
-        answer = answered(self.solver, batch, recipe.sides, recipe.at(self.bench), cursor)
-        kept = {"mean": answer.mean_BC, "covariance": answer.covariance_BCC, "index": batch.indexes}
+        answer = answered(self.solver, batch, recipe, cursor)
+        covariance_BCC = answer.covariance(self.solver, batch)
+        kept = {"mean": answer.mean_BC, "covariance": covariance_BCC, "index": batch.indexes}
         if batch.targets is not None:
             kept["target"] = batch.targets
         return Result(
@@ -156,16 +164,27 @@ class Answer(NamedTuple):
     """Of some examples, in float64."""
 
     mean_BC: Tensor
-    covariance_BCC: Tensor
-    found: Influence
+    found_BCA: Tensor  # of all outputs with those that were asked about
+    places_BA: Tensor
+    residual_k: Tensor
+    passes: int
+
+    def covariance(self, solver: Solver, batch: Batch) -> Tensor:
+        """Of all outputs, (B, C, C)."""
+        return completed(solver, batch, self.found_BCA, self.places_BA)
+
+    def of(self, outputs: Sequence[int]) -> Tensor:
+        """Where just these outputs were asked about, (B, A, A) in their order."""
+        order = [sorted(outputs).index(number) for number in outputs]
+        return among(self.found_BCA, self.places_BA)[:, order][:, :, order]
 
     def num_short(self, tolerance: float) -> int:
         """Queries that ended above the tolerance."""
-        return int((self.found.residual_k > tolerance).sum())
+        return int((self.residual_k > tolerance).sum())
 
     def notes(self, tolerance: float) -> list[str]:
         """What people should know."""
-        return short_of(self.num_short(tolerance), len(self.found.residual_k), tolerance)
+        return short_of(self.num_short(tolerance), len(self.residual_k), tolerance)
 
 
 def short_of(num_short: int, num_queries: int, tolerance: float) -> list[str]:
@@ -178,16 +197,17 @@ def short_of(num_short: int, num_queries: int, tolerance: float) -> list[str]:
     ]
 
 
-def answered(solver: Solver, batch: Batch, sides: Sides, lambda_sd: float, cursor: Cursor) -> Answer:
-    """Outputs and their covariance, each example's own.
+def answered(solver: Solver, batch: Batch, recipe: QueryCovariances, cursor: Cursor) -> Answer:
+    """Outputs and their covariances, each example's own.
 
     Raises:
         NumericalError: if the loss has negative curvature along a refit.
     """
-    columns, outputs_BC = gradients_of(solver, batch)
-    found = influence(solver, columns, sides, lambda_sd, cursor)
+    places_BA = places_of(solver, batch, recipe.outputs)
+    columns, outputs_BC = gradients_of(solver, batch, places_BA)
+    found = influence(solver, columns, recipe.sides, recipe.at(solver.bench), cursor)
     _check_positive(found)
-    return Answer(outputs_BC, found.own(solver, batch), found)
+    return Answer(outputs_BC, found.own(solver, batch), places_BA, found.residual_k, found.passes)
 
 
 def _check_positive(found: Influence) -> None:
@@ -201,12 +221,12 @@ def _check_positive(found: Influence) -> None:
 
 
 def _table(batch: Batch, answer: Answer) -> pa.Table:
-    num, width = answer.mean_BC.shape
+    variance_BA = among(answer.found_BCA, answer.places_BA).diagonal(dim1=1, dim2=2)
     columns: dict[str, Any] = {
-        "index": batch.indexes.repeat_interleave(width).tolist(),
-        "output": list(range(width)) * num,
-        "variance": answer.covariance_BCC.diagonal(dim1=1, dim2=2).flatten().tolist(),
-        "residual": answer.found.residual_k.tolist(),
-        "passes": [answer.found.passes] * (num * width),
+        "index": batch.indexes.repeat_interleave(variance_BA.shape[1]).tolist(),
+        "output": answer.places_BA.flatten().tolist(),
+        "variance": variance_BA.flatten().tolist(),
+        "residual": answer.residual_k.tolist(),
+        "passes": [answer.passes] * variance_BA.numel(),
     }
     return pa.table(columns)

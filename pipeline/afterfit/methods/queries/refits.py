@@ -45,8 +45,8 @@ class Influence:
         return total
 
     def own(self, solver: Solver, batch: Batch) -> Tensor:
-        """Where all outputs of these examples are the queries: each example's own covariance, (B, C, C) in float64."""
-        width, first, parts = solver.bench.num_outputs, 0, []
+        """Where the queries are A of each of these examples: covariances with all its outputs, (B, C, A) in float64."""
+        width, first, parts = len(self.residual_k) // len(batch), 0, []
         for part in pieces_of(batch, solver.bench.micro_batch):
             chosen = slice(first * width, (first + len(part)) * width)
             mine = replace(
@@ -55,10 +55,9 @@ class Influence:
                 weights_k=[weights_k[chosen] for weights_k in self.weights_k],
             )
             moved = mine.moved(solver, part).unflatten(2, (len(part), width)).cpu()
-            own_BCC = torch.stack([moved[number, :, number] for number in range(len(part))])
-            parts.append((own_BCC + own_BCC.mT) / 2)
+            parts += [moved[number, :, number] for number in range(len(part))]
             first += len(part)
-        return torch.cat(parts)
+        return torch.stack(parts)
 
 
 def influence(solver: Solver, rhs: Tiles, sides: Sides, lambda_sd: float | Tensor, cursor: Cursor) -> Influence:

@@ -26,7 +26,7 @@ from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Workbench
 from afterfit.precision import CORE
 from afterfit.rows import row_backend
-from afterfit.rows.protocol import RowBackend, unit_cotangents
+from afterfit.rows.protocol import Cotangents, RowBackend, unit_cotangents
 from afterfit.training.point_estimate import targets_of
 
 Tiles = Mapping[str, Tensor]
@@ -54,16 +54,18 @@ class Response(Protocol):
         """What the displacements change the outputs by, (B, C, k) in float64."""
         ...
 
-    def add_rows(self, batch: Batch, into: Tiles, weights_BCk: Tensor | None = None) -> Tensor:
-        """Outputs (B, C); adds J^T W to the tiles for W (B, C, k), or J^T, each (P_tile, B C)."""
+    def add_rows(
+        self, batch: Batch, into: Tiles, weights_BSk: Tensor | None = None, cotangents: Cotangents = unit_cotangents
+    ) -> Tensor:
+        """Outputs (B, C); adds R^T W to the tiles for W (B, S, k), or R^T, each (P_tile, B S), for rows R of J."""
         ...
 
     def times(self, batch: Batch, columns: Tiles) -> Tensor:
         """J V, (B, C, k) in float64."""
         ...
 
-    def squares(self, batch: Batch) -> Tensor:
-        """Squared lengths of the rows of J, (B, C) in float64."""
+    def gram(self, batch: Batch) -> Tensor:
+        """J_b J_b^T of each example, (B, C, C) in float64."""
         ...
 
 
@@ -94,22 +96,23 @@ class _WithRows:
     kind: Kind
     backend: RowBackend
 
-    def add_rows(self, batch: Batch, into: Tiles, weights_BCk: Tensor | None = None) -> Tensor:
+    def add_rows(
+        self, batch: Batch, into: Tiles, weights_BSk: Tensor | None = None, cotangents: Cotangents = unit_cotangents
+    ) -> Tensor:
         """See `Response`."""
-        rows = self.backend.rows(batch, unit_cotangents)
-        device, size = rows.outputs_BC.device, rows.outputs_BC.numel()
-        if weights_BCk is None:
-            weights_BCk = torch.eye(size, dtype=CORE).view(*rows.outputs_BC.shape, size)
-        rows.transpose_times(weights_BCk.to(device), into)
+        rows = self.backend.rows(batch, cotangents)
+        if weights_BSk is None:
+            weights_BSk = torch.eye(len(batch) * rows.num_cotangents, dtype=CORE).unflatten(0, (len(batch), -1))
+        rows.transpose_times(weights_BSk.to(rows.outputs_BC.device), into)
         return rows.outputs_BC
 
     def times(self, batch: Batch, columns: Tiles) -> Tensor:
         """See `Response`."""
         return self.backend.rows(batch, unit_cotangents).times(columns)
 
-    def squares(self, batch: Batch) -> Tensor:
+    def gram(self, batch: Batch) -> Tensor:
         """See `Response`."""
-        return self.backend.rows(batch, unit_cotangents).gram().diagonal(dim1=1, dim2=2)
+        return self.backend.rows(batch, unit_cotangents).gram()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterfit.algebra import Batch, Cursor, batches, micro_batches, pieces_of
+from afterfit.algebra import Cursor, batches, micro_batches
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.response import Response
 from afterfit.methods.queries.secant import Secant, begin, step
 from afterfit.network.workbench import Workbench
-from afterfit.precision import CORE, state_dtype
+from afterfit.precision import state_dtype
 
 Tiles = Mapping[str, Tensor]
 IMAGE = "image/"
@@ -93,17 +93,6 @@ class Solver:
         if self.is_linear:
             return found
         return {name: tile - (rhs[name] - at.residual[name]) for name, tile in found.items()}
-
-
-def gradients_of(solver: Solver, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """The queries of some examples, all outputs of each, J^T by tiles (P_tile, B C); and the outputs (B, C)."""
-    columns, outputs = [], []
-    for part in pieces_of(batch, solver.bench.micro_batch):
-        width = len(part) * solver.bench.num_outputs
-        into = zero_tiles(solver.response, width)
-        outputs.append(solver.response.add_rows(part, into).to(CORE).cpu())
-        columns.append(into)
-    return beside(columns), torch.cat(outputs)
 
 
 def zero_tiles(response: Response, num_columns: int) -> dict[str, Tensor]:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from afterfit import ImplicitHessian
-from afterfit.algebra import Unsaved
+from afterfit import HessianFree, ImplicitHessian
+from afterfit.algebra import Batch, Unsaved
 from afterfit.errors import ConfigError, NumericalError
 from afterfit.methods.queries.amortised import Queries, estimated, hadamard_signs, needed
-from afterfit.methods.queries.covariance import answered
+from afterfit.methods.queries.chosen import Outputs, gradients_of, known, places_of
+from afterfit.methods.queries.covariance import Answer, QueryCovariances, answered
 from afterfit.methods.queries.plateau import Tried, widest
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.refits import influence
 from afterfit.methods.queries.response import Kind, response_on
-from afterfit.methods.queries.solving import Solver, gradients_of
+from afterfit.methods.queries.solving import Solver
 from afterfit.network.likelihoods import Gaussian
 from afterfit.plan.bench import Bench
 from afterfit.plan.resolve import request_from_objects
@@ -88,6 +89,28 @@ def _known(case: NetworkCase) -> Any:
     return Gaussian(0.3) if isinstance(case.likelihood, Gaussian) else case.likelihood
 
 
+def columns_of(solver: Solver, batch: Batch) -> dict[str, Tensor]:
+    """Of all outputs."""
+    columns, _ = gradients_of(solver, batch, places_of(solver, batch, None))
+    return columns
+
+
+def answer_of(dense: Dense, solver: Solver, batch: Batch, outputs: Outputs = None) -> Answer:
+    """With lambda times deviation of 1e-3."""
+    recipe = QueryCovariances(
+        likelihood=_known(dense.case),
+        kind=solver.response.kind,
+        sides="two",
+        tolerance=solver.tolerance,
+        max_passes=solver.max_passes,
+        lambda_sd=1e-3,
+        role="train",
+        num_examples=None,
+        outputs=outputs,
+    )
+    return answered(solver, batch, recipe, Unsaved())
+
+
 def relative(found: Tensor, right: Tensor) -> float:
     return float(((found - right).abs() / right.diagonal().abs().max()).max())
 
@@ -98,7 +121,7 @@ def test_conjugate_gradients_give_the_dense_inverse(case, kind):
     dense = Dense(case)
     solver = dense.solver(kind, 1e-7)
     batch = case.examples.batch(range(2))
-    columns, _ = gradients_of(solver, batch)
+    columns = columns_of(solver, batch)
     found = influence(solver, columns, "one", 1.0, Unsaved())
     covariance = found.moved(solver, batch).flatten(0, 1)
     assert relative(covariance, dense.covariance(kind, 2)) < max(
@@ -112,7 +135,7 @@ def test_refits_give_the_dense_inverse_over_two_decades_of_lambda(kind, name):
     dense = Dense(case_named(name))
     solver = dense.solver(kind, 3e-4)
     batch = dense.case.examples.batch(range(2))
-    columns, _ = gradients_of(solver, batch)
+    columns = columns_of(solver, batch)
     right = dense.covariance(kind, 2).diagonal()
     errors = {}
     for lambda_sd in GRID:
@@ -131,7 +154,7 @@ def test_refits_of_a_weak_prior_end_and_are_right(prior, rank, monkeypatch):
     monkeypatch.setattr(dense, "prior", lambda _: prior)
     solver = replace(dense.solver("linearised", 3e-3, rank), max_passes=150)
     batch = dense.case.examples.batch(range(4))
-    columns, _ = gradients_of(solver, batch)
+    columns = columns_of(solver, batch)
     right = dense.covariance("linearised", 4).diagonal()
     for lambda_sd in (1e-6, 1e-4, 1e-2):
         found = influence(solver, columns, "two", lambda_sd, Unsaved())
@@ -144,17 +167,50 @@ def test_refits_of_a_weak_prior_end_and_are_right(prior, rank, monkeypatch):
 def test_queries_that_did_not_end_are_counted_and_told():
     dense = Dense(case_named("mlp"))
     solver = replace(dense.solver("ggn", 1e-9, rank=2), max_passes=2)
-    answer = answered(solver, dense.case.examples.batch(range(2)), "one", 1.0, Unsaved())
+    answer = answer_of(dense, solver, dense.case.examples.batch(range(2)))
     assert answer.num_short(1e-9) == 8
     (note,) = answer.notes(1e-9)
     assert note.startswith("8 of 8 queries ended above `method.tolerance: 1e-09`")
+
+
+@pytest.mark.parametrize("outputs", [(3, 1), 2])
+@pytest.mark.parametrize("kind", ["ggn", "linearised"])
+def test_what_is_asked_about_is_right_and_the_rest_a_bound_from_above(kind, outputs):
+    dense = Dense(case_named("mlp"))
+    num, width = 3, dense.case.num_outputs
+    solver, batch = dense.solver(kind, 1e-7), dense.case.examples.batch(range(num))
+    answer = answer_of(dense, solver, batch, outputs)
+    found_BCC = answer.covariance(solver, batch)
+    every = dense.covariance(kind, num).unflatten(0, (num, width)).unflatten(2, (num, width))
+    right_BCC = torch.stack([every[number, :, number] for number in range(num)])
+    bound_BCC = torch.stack([known(solver, dense.case.examples.batch([number]))[0] for number in range(num)])
+    if isinstance(outputs, int):
+        largest = dense.network(batch.inputs).topk(outputs, dim=1).indices
+        assert answer.places_BA.tolist() == largest.sort(dim=1).values.tolist()
+    for right_CC, one_CC, bound_CC, places_A in zip(right_BCC, found_BCC, bound_BCC, answer.places_BA, strict=True):
+        torch.testing.assert_close(one_CC[:, places_A], right_CC[:, places_A], rtol=1e-4, atol=1e-6)
+        above, gained = torch.linalg.eigvalsh(one_CC - right_CC), torch.linalg.eigvalsh(bound_CC - one_CC)
+        assert float(above.min()) > -1e-6
+        assert float(gained.min()) > -1e-9
+        assert float(gained.max()) > 1e-3 * float(bound_CC.trace())
+    if isinstance(outputs, tuple):
+        torch.testing.assert_close(answer.of(outputs), right_BCC[:, [3, 1]][:, :, [3, 1]], rtol=1e-4, atol=1e-6)
+
+
+def test_outputs_of_which_no_bound_is_known_are_refused():
+    with pytest.raises(ConfigError, match="bounded by the GGN"):
+        HessianFree(network="exact", outputs=2).check(10, 4)
+    with pytest.raises(ConfigError, match="were chosen of 4"):
+        ImplicitHessian(outputs=(1, 4)).check(10, 4)
+    with pytest.raises(ConfigError, match="all outputs together"):
+        HessianFree(amortised="hutchinson", outputs=2).check(10, 4)
 
 
 def test_one_side_has_a_bias_of_first_order_and_two_sides_have_none():
     dense = Dense(case_named("mlp"))
     solver = dense.solver("linearised", 1e-6)
     batch = dense.case.examples.batch(range(2))
-    columns, _ = gradients_of(solver, batch)
+    columns = columns_of(solver, batch)
     right = dense.covariance("linearised", 2).diagonal()
 
     def error(sides: Any, lambda_sd: float) -> float:
@@ -171,7 +227,7 @@ def test_a_gaussian_likelihood_gives_the_closed_form_to_rounding_at_any_lambda()
     batch = dense.case.examples.batch(range(2))
     right = dense.covariance("linearised", 2)
     for lambda_sd in (1.0, 1e-3):
-        columns, _ = gradients_of(solver, batch)
+        columns = columns_of(solver, batch)
         found = influence(solver, columns, "two", lambda_sd, Unsaved()).moved(solver, batch).flatten(0, 1)
         assert relative(found, right) < 1e-8
 
@@ -185,7 +241,7 @@ def test_an_indefinite_hessian_is_found_and_refused():
         weak = replace(solver.preconditioner, prior_precision=0.1)
         solver = replace(solver, preconditioner=weak, max_passes=100)
         with pytest.raises(NumericalError, match="negative curvature along"):
-            answered(solver, batch, "two", 1e-3, Unsaved())
+            answer_of(dense, solver, batch)
 
 
 def test_the_widest_plateau_is_found_and_its_middle_taken():
@@ -252,7 +308,7 @@ def test_more_refits_are_needed_the_more_the_answers_vary():
 def test_no_error_is_raised_for_outputs_that_no_weight_moves():
     dense = Dense(case_named("mlp"))
     solver = dense.solver("ggn", 1e-6)
-    columns, _ = gradients_of(solver, dense.case.examples.batch(range(1)))
+    columns = columns_of(solver, dense.case.examples.batch(range(1)))
     columns = {name: torch.cat([tile, torch.zeros_like(tile[:, :1])], dim=1) for name, tile in columns.items()}
     found = influence(solver, columns, "one", 1.0, Unsaved())
     assert all(bool((tile[:, -1] == 0).all()) for tile in found.refits[0].values())
