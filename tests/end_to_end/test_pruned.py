@@ -59,3 +59,10 @@ def test_a_method_without_rates_is_refused(project, monkeypatch):
     monkeypatch.chdir(project)
     assert "has no rates of noise to prune by" in refusal("prune", "ella", "--out", "p.safetensors")
     assert "names no file" in refusal("prune", "store", "--out", ".")
+    assert "log alpha is within 8 of 0" in refusal("prune", "store", "--out", "p.safetensors", "--log-alpha", "9")
+
+
+def test_globs_that_choose_nothing_are_refused_before_anything_is_trained(project, monkeypatch):
+    monkeypatch.chdir(project)
+    write_config(project / "glob.yaml", config(method={**METHOD, "weights": ["hed.*"]}, store="glob"))
+    assert "`method.weights` chooses no weight" in refusal("plan", "glob.yaml")

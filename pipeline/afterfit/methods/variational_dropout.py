@@ -1,20 +1,25 @@
 """Variational dropout: weights and the rates of the noise on them, trained together, for any network."""
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from afterfit.algebra import Examples
 from afterfit.errors import ConfigError
 from afterfit.frozen import Frozen, Positive
 from afterfit.methods.dropout.divergence import Divergence
 from afterfit.methods.dropout.draws import DropoutDraws
 from afterfit.methods.dropout.local import Estimator
+from afterfit.methods.dropout.noise import WeightNoise
 from afterfit.methods.dropout.recipe import DropoutFit
-from afterfit.methods.dropout.weights import Noise, NoiseChoices, Sharing
+from afterfit.methods.dropout.sites import first_inputs
+from afterfit.methods.dropout.weights import LIMIT, Noise, NoiseChoices, Sharing
 from afterfit.methods.projection.chunk import chunked
 from afterfit.methods.projection.problem import draws_together
-from afterfit.network.likelihoods import Gaussian, Likelihood
+from afterfit.network.functional import Network
+from afterfit.network.likelihoods import Categorical, Gaussian, Likelihood
 from afterfit.network.workbench import Declaration, Outline
 from afterfit.training.settings import TrainingSettings
 
@@ -89,8 +94,22 @@ class VariationalDropout(Frozen):
         if self.noise == "bernoulli" and self.learn:
             raise ConfigError("The rates of bernoulli noise cannot be fitted; set `learn: false`.")
         highest = max(self.rate, *(rate for _, rate in self.layer_rates), 0.0)
-        if self.kl == "kingma" and highest > 1:
-            raise ConfigError(f"A rate is {highest:g}; `kl: kingma` holds up to 1, `molchanov` beyond.")
+        if self.kl == "kingma" and (highest > 1 or self._choices.is_additive):
+            raise ConfigError(
+                "`kl: kingma` holds for rates up to 1; lower them and set `parametrisation` to multiplicative, or set "
+                "`kl` to molchanov."
+            )
+        if highest > math.exp(LIMIT):
+            raise ConfigError(f"A rate is {highest:g}; from {math.exp(LIMIT):.0f} on weights are drowned: lower it.")
+
+    def check_network(self, network: Network, examples: Examples, micro_batch: int) -> None:
+        """Refuse what the fit would refuse.
+
+        Raises:
+            ConfigError: for globs that choose nothing, or noise on weights that are not trained.
+            NetworkError: for layers that are checkpointed, or a network in float16.
+        """
+        WeightNoise(self._fit(Categorical()), network, first_inputs(examples, micro_batch), 1)
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """The fit, and draws by chunks."""
@@ -99,11 +118,17 @@ class VariationalDropout(Frozen):
                 "Variational dropout needs the noise variance of a regression, since the residuals of a network that "
                 "is not fitted yet do not tell it; set `likelihood.noise_variance`, in squared units of the target."
             )
-        choices = self._choices
-        fit = DropoutFit(
+        declared = {"variational": Declaration(recipe=self._fit(likelihood), data=("train",))}
+        for chunk in chunked(self.num_draws, self.more_draws, draws_together(outline, "auto")):
+            recipe = DropoutDraws(chunk.start, len(chunk), self.seed, self._choices)
+            declared[f"draws-{chunk.start:05d}"] = Declaration(recipe=recipe, inputs={"fitted": "variational"})
+        return declared
+
+    def _fit(self, likelihood: Likelihood) -> DropoutFit:
+        return DropoutFit(
             settings=self.training,
             likelihood=likelihood,
-            choices=choices,
+            choices=self._choices,
             weights=self.weights,
             estimator=self.estimator,
             rate=self.rate,
@@ -112,11 +137,6 @@ class VariationalDropout(Frozen):
             price=self.kl_weight,
             warm_up=self.warm_up,
         )
-        declared = {"variational": Declaration(recipe=fit, data=("train",))}
-        for chunk in chunked(self.num_draws, self.more_draws, draws_together(outline, "auto")):
-            recipe = DropoutDraws(chunk.start, len(chunk), self.seed, choices)
-            declared[f"draws-{chunk.start:05d}"] = Declaration(recipe=recipe, inputs={"fitted": "variational"})
-        return declared
 
     @property
     def _choices(self) -> NoiseChoices:

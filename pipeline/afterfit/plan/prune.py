@@ -12,6 +12,7 @@ from torch import Tensor
 from afterfit.algebra import Examples, batches, micro_batches
 from afterfit.errors import ConfigError
 from afterfit.methods.dropout.pruning import PRUNED, fitted_noise, pruned_state, sparsity, with_all_names
+from afterfit.methods.dropout.weights import LIMIT
 from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Categorical
 from afterfit.plan.api import load
@@ -46,7 +47,7 @@ def prune(store: Store, out: str, level: float = PRUNED) -> Pruned:
         level: log alpha from which weights are pruned.
 
     Raises:
-        ConfigError: if the run's method has no rates of noise, or `out` names no file.
+        ConfigError: if the run's method has no rates of noise, `out` names no file, or the level is beyond all rates.
 
     Cost: two forward passes over every data set that was evaluated.
     """
@@ -59,14 +60,15 @@ def prune(store: Store, out: str, level: float = PRUNED) -> Pruned:
             f"The method {record.config.method['name']} has no rates of noise to prune by; prune a "
             "run of `method: variational_dropout`."
         )
-    weights = pruned_state(artifact, level)
-    files_at(folder).replace(name, save(with_all_names(weights, posterior.network.module)))
-    request = record.request()
+    if not -LIMIT <= level <= LIMIT:
+        raise ConfigError(f"The level is {level:g}, and log alpha is within {LIMIT:g} of 0; give one there, usually 3.")
+    request, weights = record.request(), pruned_state(artifact, level)
     bench, network = Bench(request.bench(store.uri, {})), posterior.network
     accuracy = {}
     for role in request.in_distribution if isinstance(request.likelihood, Categorical) else ():
         examples = bench.data(role)
         accuracy[role] = _accuracy(network, examples), _accuracy(network, examples, weights)
+    files_at(folder).replace(name, save(with_all_names(weights, network.module)))
     fitted = fitted_noise(artifact)
     num_weights = sum(value.numel() for value in network.module.parameters())
     left = sparsity(fitted, num_weights, level)
@@ -76,6 +78,7 @@ def prune(store: Store, out: str, level: float = PRUNED) -> Pruned:
 def _accuracy(network: Network, examples: Examples, weights: Mapping[str, Tensor] | None = None) -> float:
     """Of the network with some weights replaced."""
     right = 0
+    weights = None if weights is None else {name: value.to(network.device) for name, value in weights.items()}
     for piece in batches(examples, micro_batches(examples, range(examples.num_examples), AT_ONCE)):
         with torch.no_grad():
             predicted = network(piece.inputs, weights).argmax(dim=1).cpu()

@@ -4,12 +4,14 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from afterfit.algebra import Examples
 from afterfit.arithmetic import PLAIN, Arithmetic
 from afterfit.errors import ConfigError
 from afterfit.layout import Layout
 from afterfit.methods.queries.amortised import AmortisedVariances
 from afterfit.methods.queries.covariance import QueryCovariances
 from afterfit.methods.queries.plateau import Plateau
+from afterfit.network.functional import Network
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline, Recipe
 from afterfit.plan.bench import BenchSpec, DataSource, NetworkSource
@@ -60,6 +62,19 @@ class FewRows(Protocol):
     @property
     def num_cotangents(self) -> int | None:
         """Of an example, at most; None: one for each output."""
+        ...
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """A method that does not fit every network."""
+
+    def check_network(self, network: Network, examples: Examples, micro_batch: int) -> None:
+        """Refuse one that it does not fit, before any work, by a pass over some examples.
+
+        Raises:
+            ConfigError: with the remedy.
+        """
         ...
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from afterfit.algebra import full_batch
@@ -26,7 +26,7 @@ from afterfit.network.loading import load_network
 from afterfit.network.tokens import TokenCategorical
 from afterfit.plan.bench import DataSource, NetworkSource, opened_data
 from afterfit.plan.config import RunConfig
-from afterfit.plan.request import DrawsMethod, FitRequest, Method
+from afterfit.plan.request import Choosy, DrawsMethod, FitRequest, Method
 from afterfit.precision import state_dtype
 from afterfit.resources import is_out_of_memory
 from afterfit.rows.tape import TapeBackend
@@ -190,6 +190,8 @@ def _measured(
     is_auto = micro == "auto"
     sized = replace(request, num_outputs=outputs, forward_flops=flops, coverage=coverage, has_auto_micro_batch=is_auto)
     sized = sized.with_memory(request.memory_gb) if is_auto else replace(sized, micro_batch=int(micro))
+    if isinstance(request.method, Choosy):
+        request.method.check_network(network, examples["train"], sized.micro_batch)
     # A forward pass, and for each of the C rows about two: one to the activations and one to the weights.
     seconds = flops * (1 + 2 * outputs) / REFERENCE_FLOPS
     wanted = None if num_shards == "auto" else int(num_shards)
@@ -222,7 +224,7 @@ def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tu
     """
     inputs = full_batch(examples, [0]).inputs
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
             outputs_1C = network(inputs)
     except TypeError as error:
         raise ConfigError(
@@ -242,7 +244,17 @@ def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tu
         raise DataError(
             f"The network's output on the first example of the data set {role!r} is not finite; check data and weights."
         )
-    return outputs_1C.shape[1], float(counter.get_total_flops())
+    return outputs_1C.shape[1], _forward_flops(network, inputs)
+
+
+def _forward_flops(network: Network, inputs: Mapping[str, Tensor]) -> float:
+    """Counted; two for each weight where the counter fails, as on layers that are functions of autograd."""
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(inputs)
+    except AssertionError:
+        return 2.0 * network.layout.num_weights
+    return float(counter.get_total_flops())
 
 
 def _patterns(choose: str | list[str]) -> str | tuple[str, ...]:

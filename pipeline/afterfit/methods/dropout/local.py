@@ -2,7 +2,8 @@
 
 Estimators, for B = A W and w of mean theta and variance v: `local` draws what comes out, N(A theta, A^2 v), for each
 example and position by itself; `per_example` draws weights for every example; `per_batch` draws them once. Correlated
-noise multiplies what goes in, and needs one product only.
+noise multiplies what goes in, and needs one product only; an example has one factor for all positions of a unit, as
+weights that are drawn have.
 
 Source: Kingma, Salimans, Welling (2015), arXiv:1506.02557.
 """
@@ -86,6 +87,7 @@ _READERS: Mapping[Callable, Callable[[Callable, tuple, dict[str, Any]], Call | N
     torch.addmm: _addmm,
     torch.conv1d: _convolution,
     torch.conv2d: _convolution,
+    torch.conv3d: _convolution,
 }
 
 
@@ -101,7 +103,7 @@ class NoisyProducts(TorchFunctionMode):
     def __init__(self, weights: list[Fitted], estimator: Estimator, num_examples: int):
         super().__init__()
         self._weights = {id(fitted.mean): fitted for fitted in weights}
-        self._drawn: dict[int, Tensor] = {}  # one draw a batch
+        self._drawn: dict[tuple[int, int], Tensor] = {}
         self.estimator = estimator
         self.num_examples = num_examples
 
@@ -127,13 +129,14 @@ class NoisyProducts(TorchFunctionMode):
         if fitted.noisy.choices.noise == "independent":
             return self._independent(call, fitted)
         factors = self._factors(call, fitted)
-        return call.product(call.data * factors, call.weight, call.bias)
+        return call.product((call.data * factors).to(call.data), call.weight, call.bias)
 
-    def _once(self, fitted: Fitted, draw: Callable[[], Tensor]) -> Tensor:
-        """One draw a batch is one for all uses of a weight."""
-        if id(fitted.mean) not in self._drawn:
-            self._drawn[id(fitted.mean)] = draw()
-        return self._drawn[id(fitted.mean)]
+    def _once(self, fitted: Fitted, rows: int, draw: Callable[[], Tensor]) -> Tensor:
+        """Draws of a weight's noise are the same at all its uses in a pass."""
+        place = id(fitted.mean), rows
+        if place not in self._drawn:
+            self._drawn[place] = draw()
+        return self._drawn[place]
 
     def _independent(self, call: Call, fitted: Fitted) -> Tensor:
         variance = fitted.noisy.variance(fitted.mean, fitted.free).to(call.weight)
@@ -141,42 +144,27 @@ class NoisyProducts(TorchFunctionMode):
             mean = call.product(call.data, call.weight, call.bias)
             spread = call.product(call.data.square(), variance, None).clamp_min(0)
             return mean + (spread + FLOOR).sqrt() * torch.randn_like(mean)
-        deviation = (variance + FLOOR).sqrt()
-        if self.estimator == "per_batch":
-            noise = self._once(fitted, lambda: torch.randn_like(deviation))
-            return call.product(call.data, call.weight + deviation * noise, call.bias)
-        count = self._examples_of(call.data)
-        noise = torch.randn(count, *deviation.shape, dtype=deviation.dtype, device=deviation.device)
+        deviation, rows = (variance + FLOOR).sqrt(), self._rows_of(call)
+        sizes = (rows, *deviation.shape)
+        noise = self._once(fitted, rows, lambda: torch.randn(sizes, dtype=deviation.dtype, device=deviation.device))
+        parts = call.data.reshape(rows, -1, *call.data.shape[1:]).unbind() if rows > 1 else [call.data]
         weights = call.weight + deviation * noise
-        parts = call.data.reshape(count, -1, *call.data.shape[1:]).unbind()
         return torch.cat([call.product(data, one, call.bias) for data, one in zip(parts, weights, strict=True)])
 
-    def _examples_of(self, data: Tensor) -> int:
-        """B, or one where all examples share the data, such as positions."""
-        return 1 if data.shape[0] % self.num_examples else self.num_examples
+    def _rows_of(self, call: Call) -> int:
+        """Draws: one for each example, or one where the batch, or what all examples share, has one."""
+        is_shared = call.unit_axis + call.data.dim() == 0 or call.data.shape[0] % self.num_examples
+        return 1 if self.estimator == "per_batch" or is_shared else self.num_examples
 
     def _factors(self, call: Call, fitted: Fitted) -> Tensor:
-        """Multipliers of the input units, of mean 1."""
-        alpha = fitted.noisy.log_alpha(fitted.mean, fitted.free).exp().to(call.data)
-        after = -1 - call.unit_axis
-        alpha = alpha.view(-1, *[1] * after) if alpha.numel() > 1 else alpha.view(())
-        sizes = list(call.data.shape)
-        is_each = self.estimator == "per_example" or (self.estimator == "local" and after > 0)
-        if self.estimator == "per_batch" or is_each:  # a kernel meets a unit at several positions: one factor for all
-            sizes = [1] * call.data.dim()
-            sizes[call.unit_axis] = call.data.shape[call.unit_axis]
-            sizes[0] = self._examples_of(call.data) if is_each else 1
-        random = torch.rand if fitted.noisy.choices.noise == "bernoulli" else torch.randn
-
-        def draw() -> Tensor:
-            return random(sizes, dtype=alpha.dtype, device=alpha.device)
-
-        noise = self._once(fitted, draw) if self.estimator == "per_batch" else draw()
-        if fitted.noisy.choices.noise == "bernoulli":
-            kept = 1 / (1 + alpha)
-            factors = (noise < kept) / kept
-        else:
-            factors = 1 + (alpha + FLOOR).sqrt() * noise
-        if is_each:
-            factors = factors.repeat_interleave(call.data.shape[0] // sizes[0], dim=0)
-        return factors
+        """Multipliers of the input units, of mean 1, the same wherever an example meets the unit."""
+        alpha = fitted.noisy.log_alpha(fitted.mean, fitted.free).exp()  # in the type of the rates
+        rows, units = self._rows_of(call), call.data.shape[call.unit_axis]
+        is_dropped = fitted.noisy.choices.noise == "bernoulli"
+        random = torch.rand if is_dropped else torch.randn
+        noise = self._once(fitted, rows, lambda: random(rows, units, dtype=alpha.dtype, device=alpha.device))
+        kept = 1 / (1 + alpha)
+        factors = (noise < kept) / kept if is_dropped else 1 + (alpha + FLOOR).sqrt() * noise
+        sizes = [1] * call.data.dim()
+        sizes[0], sizes[call.unit_axis] = rows, units
+        return factors.view(sizes).repeat_interleave(call.data.shape[0] // rows if rows > 1 else 1, dim=0)

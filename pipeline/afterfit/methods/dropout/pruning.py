@@ -59,6 +59,6 @@ def pruned_state(artifact: Artifact, level: float = PRUNED) -> dict[str, Tensor]
 
 def with_all_names(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Copies, as `module.load_state_dict` wants them: tied tensors under each of their names."""
-    own = module.state_dict(keep_vars=True)
+    own = {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     names = {id(tensor): name for name, tensor in own.items() if name in weights}
     return {name: weights[names[id(tensor)]].clone().contiguous() for name, tensor in own.items()}

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+from afterfit.algebra import Examples
 from afterfit.errors import ConfigError
 from afterfit.methods.dropout.attention import PROJECTIONS, attention_of
 from afterfit.methods.dropout.local import call_of
 from afterfit.methods.dropout.weights import Site
 from afterfit.network.functional import Network
+
+SEEN: Final = 32
+"""Examples of the pass, at most, where a micro-batch holds them."""
+_ASIDE: Final = {Tensor.to, Tensor.type_as}
+"""Take the type of a tensor that is not their first."""
 
 
 class Sites(NamedTuple):
@@ -23,6 +29,7 @@ class Sites(NamedTuple):
 
     noisy: Mapping[str, Site]  # block -> where it meets the data, in the layout's order
     still: Sequence[str]  # other blocks that are matrices, or more, and were chosen
+    spread: Sequence[str]  # of the noisy ones, those that meet an example at several positions
 
 
 class _Seen(TorchFunctionMode):
@@ -32,20 +39,34 @@ class _Seen(TorchFunctionMode):
         super().__init__()
         self._names = {id(weight): name for name, weight in weights.items()}
         self.sites: dict[str, Site] = {}
-        self.tables: set[str] = set()  # a head that is tied to an embedding would need its noise in both places
+        self.rows: dict[str, int] = {}
+        self.elsewhere: set[str] = set()  # a head that is tied to an embedding would need its noise in both places
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        made = func(*args, **(kwargs or {}))
         call, attention = call_of(func, args, kwargs or {}), attention_of(func, args, kwargs or {})
-        met = [] if call is None else [(call.weight, call.site)]
-        met += [] if attention is None else [(attention[name], Site(1)) for name in PROJECTIONS]
-        self.sites |= {self._names[id(weight)]: site for weight, site in met if id(weight) in self._names}
-        if func is F.embedding:
-            self.tables |= {
-                self._names[id(given)] for given in (*args, *(kwargs or {}).values()) if id(given) in self._names
-            }
-        return func(*args, **(kwargs or {}))
+        met: list[tuple[Tensor, Site, int]] = []
+        if call is not None:
+            met.append((call.weight, call.site, made.numel() // call.weight.shape[1 - call.site.input_axis]))
+        if attention is not None:
+            rows = attention["query"].numel() // attention["query"].shape[-1]
+            met += [(attention[name], Site(1), rows) for name in PROJECTIONS]
+        for weight, site, rows in met:
+            if id(weight) in self._names:
+                self.sites[self._names[id(weight)]] = site
+                self.rows[self._names[id(weight)]] = rows
+        if any(isinstance(one, Tensor) for one in tree_leaves(made)):
+            given = list(args[:1]) if func in _ASIDE else tree_leaves((args, kwargs))
+            others = {id(one) for one in given} - {id(weight) for weight, _, _ in met}
+            self.elsewhere |= {name for place, name in self._names.items() if place in others}
+        return made
+
+
+def first_inputs(examples: Examples, micro_batch: int) -> Mapping[str, Tensor]:
+    """Of the pass that finds sites: some examples, since not all parts of a network meet each."""
+    return examples.batch(list(range(min(SEEN, micro_batch, examples.num_examples)))).inputs
 
 
 def sites_of(network: Network, inputs: Mapping[str, Tensor], globs: Sequence[str]) -> Sites:
@@ -56,8 +77,8 @@ def sites_of(network: Network, inputs: Mapping[str, Tensor], globs: Sequence[str
     """
     seen = _Seen(network.weights)
     with torch.no_grad(), seen:
-        network(inputs, network.weights)
-    names = [block.name for block in network.layout.blocks if block.name in seen.sites.keys() - seen.tables]
+        outputs_BC = network(inputs, network.weights)
+    names = [block.name for block in network.layout.blocks if block.name in seen.sites.keys() - seen.elsewhere]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ConfigError(
@@ -66,7 +87,9 @@ def sites_of(network: Network, inputs: Mapping[str, Tensor], globs: Sequence[str
             )
     chosen = [name for name in network.weights if any(fnmatchcase(name, glob) for glob in globs)]
     matrices = [name for name in chosen if sum(size > 1 for size in network.weights[name].shape) > 1]
+    noisy = {name: seen.sites[name] for name in names if name in chosen}
     return Sites(
-        noisy={name: seen.sites[name] for name in names if name in chosen},
+        noisy=noisy,
         still=[name for name in matrices if name not in names],
+        spread=[name for name in noisy if seen.rows[name] > len(outputs_BC)],
     )

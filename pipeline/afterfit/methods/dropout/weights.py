@@ -88,7 +88,7 @@ class NoisyWeight:
         return each.view(self.shape[0], -1, *[1] * (len(self.shape) - 2))
 
     def log_alpha(self, mean: Tensor, free: Tensor) -> Tensor:
-        """Of what is fitted, at most 8: all larger rates drown a weight; of additive noise, of every weight."""
+        """Of what is fitted, at most 8: all larger rates drown a weight alike; of additive noise, of every weight."""
         if not self.choices.is_additive:
             return free.clamp_max(LIMIT)
         return (self.spread_out(free) - (mean.to(free).square() + TINY).log()).clamp_max(LIMIT)
@@ -96,7 +96,7 @@ class NoisyWeight:
     def variance(self, mean: Tensor, free: Tensor) -> Tensor:
         """Of independent noise, shaped like the weight."""
         if self.choices.is_additive:
-            return self.log_alpha(mean, free).exp() * (mean.square() + TINY)
+            return self.spread_out(free).exp().expand(self.shape)
         return self.spread_out(self.log_alpha(mean, free).exp()) * mean.square()
 
     def is_pruned(self, mean: Tensor, free: Tensor, level: float) -> Tensor:

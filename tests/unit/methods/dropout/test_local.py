@@ -109,14 +109,50 @@ def test_noise_of_input_units_is_the_same_at_all_positions_of_an_image(noise):
     assert not torch.equal(made[0], made[1])
 
 
+@pytest.mark.parametrize("kind", ["type A", "dropped"])
+@pytest.mark.parametrize("estimator", ["local", "per_example"])
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_positions_of_an_example_share_the_noise_of_a_unit(is_flat, estimator, kind):
+    product = PRODUCTS["linear"]
+    of = fitted(product, CHOICES[kind])
+    torch.manual_seed(0)
+    copies = product.data.repeat(DRAWS, 1, 1)
+    with NoisyProducts([of], estimator, len(copies)):
+        if is_flat:  # as Hugging Face's Conv1D does
+            made = F.linear(copies.flatten(0, 1), of.mean).view(len(copies), 3, -1)
+        else:
+            made = F.linear(copies, of.mean)
+    seed = Seed(0, ("test",))
+    drawn = (of.noisy.drawn(of.mean, of.free, seed.child(number)) for number in range(DRAWS))
+    explicit = torch.stack([F.linear(product.data, of.mean + moved) for moved in drawn]).sum(dim=2)  # of positions
+    summed = made.view(DRAWS, 2, 3, -1).sum(dim=2)
+    _, _, variance, error = moments(summed)
+    _, _, right, right_error = moments(explicit)
+    assert ((variance - right).abs() <= ERRORS * (error + right_error)).all()
+
+
+def test_small_rates_drop_in_sixteen_bits_too():
+    choices = NoiseChoices("bernoulli", "layer", False, "molchanov", 1.0)
+    weight = torch.ones(1, 1000, dtype=torch.bfloat16)
+    of = Fitted(NoisyWeight(choices, Site(1), (1, 1000)), weight, torch.full((1,), math.log(1e-3 / (1 - 1e-3))))
+    torch.manual_seed(0)
+    data = torch.eye(1000, dtype=torch.bfloat16).repeat(100, 1)
+    with NoisyProducts([of], "local", len(data)):
+        made = F.linear(data, weight)
+    assert made.dtype == torch.bfloat16
+    assert float((made == 0).float().mean()) == pytest.approx(1e-3, rel=0.4)
+
+
+@pytest.mark.parametrize("estimator", ["per_example", "per_batch"])
 @pytest.mark.parametrize("kind", CHOICES)
-def test_one_draw_a_batch_is_one_for_all_uses_of_a_weight(kind):
+def test_drawn_weights_are_the_same_at_all_their_uses(kind, estimator):
     of = fitted(PRODUCTS["linear"], CHOICES[kind])
     data = PRODUCTS["linear"].data
     torch.manual_seed(0)
-    with NoisyProducts([of], "per_batch", 2):
-        first, second = F.linear(data, of.mean), F.linear(data, of.mean)
+    with NoisyProducts([of], estimator, 2):
+        first, second, third = F.linear(data, of.mean), F.linear(data, of.mean), F.linear(data[:, 0], of.mean)
     assert torch.equal(first, second)
+    torch.testing.assert_close(third, first[:, 0])
 
 
 @pytest.mark.parametrize("estimator", ["local", "per_example", "per_batch"])
