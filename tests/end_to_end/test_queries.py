@@ -6,13 +6,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 import afterfit
 from afterfit.algebra import Artifact
 from afterfit.errors import ConfigError, DataError
 from afterfit.store.directory import open_store
 from cases import case_named
-from tiny_project import config, good, refusal, write_config, write_project
+from tiny_project import call, config, good, refusal, write_config, write_project
 
 METHOD: dict[str, Any] = {"name": "hessian_free", "queries": 3, "prior_precision": 1.0, "rank": 16}
 
@@ -160,7 +161,54 @@ def test_more_refits_than_queries_are_refused_with_their_number(project, monkeyp
     monkeypatch.chdir(project)
     many = {**METHOD, "queries": 2, "amortised": "hutchinson", "num_refits": 500}
     write_config(project / "many.yaml", config(method=many, store="many"))
-    assert "500 refits with signs would be needed" in refusal("run", "many.yaml")
+    said = refusal("run", "many.yaml")
+    assert "500 refits with signs are asked for, and 6 refits answer all queries exactly" in said
+
+
+@pytest.mark.parametrize("amortised", [None, "hutchinson", "score"])
+def test_negative_curvature_is_refused_however_queries_are_answered(project, monkeypatch, amortised):
+    monkeypatch.chdir(project)
+    method = {**METHOD, "network": "exact", "lambda_sd": 1e-3, "prior_precision": 0.01, "amortised": amortised}
+    write_config(project / "bent.yaml", config(method=method, store=f"bent-{amortised}"))
+    made = call("run", "bent.yaml")
+    assert made.exit_code != 0
+    assert "Error: The loss has negative curvature along" in made.stderr
+
+
+def test_auto_takes_the_linearised_network_where_the_loss_has_negative_curvature(project, monkeypatch):
+    monkeypatch.chdir(project)
+    found = {}
+    for network, prior in (("auto", 0.01), ("auto", 100.0)):
+        method = {**METHOD, "network": network, "prior_precision": prior}
+        write_config(project / "auto.yaml", config(method=method, store=f"auto-{prior:g}"))
+        said = good("run", "auto.yaml")
+        found[prior] = afterfit.load(f"auto-{prior:g}").facts["kind"]
+        assert ("variances are of the network linearised there" in said) == (prior == 0.01)
+    assert found == {0.01: "linearised", 100.0: "exact"}
+
+
+def test_a_network_that_is_sure_of_everything_has_the_variance_of_its_prior(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        network[0].bias.fill_(-100.0)
+        network[2].bias.copy_(torch.tensor([2000.0, -2000.0]))
+    items = [{"input": torch.randn(3), "label": torch.tensor(0)} for _ in range(9)]
+    fresh = {"input": torch.randn(2, 3)}
+    for number, method in enumerate(
+        (afterfit.HessianFree, afterfit.ImplicitHessian, afterfit.GgnNystrom),
+    ):
+        posterior = afterfit.fit(network, items, method=method(prior_precision=2.0), store=str(tmp_path / str(number)))
+        covariance = posterior.predict(fresh).covariance
+        torch.testing.assert_close(covariance, torch.eye(2, dtype=covariance.dtype).expand(2, 2, 2) / 2)
+
+
+def test_a_score_has_no_unit_from_python(project, monkeypatch):
+    monkeypatch.chdir(project)
+    write_config(project / "score.yaml", config(method={**SCORE, "queries": 4}, store="scored"))
+    good("run", "score.yaml")
+    with pytest.raises(ConfigError, match="has no unit by itself"):
+        afterfit.load("scored").predict({"input": torch.zeros(1, 3)})
 
 
 def test_the_plan_counts_every_stage(project, monkeypatch):

@@ -16,6 +16,7 @@ from afterfit.data.identity import IdentifiedExamples, check_unchanged
 from afterfit.errors import ConfigError
 from afterfit.methods.queries.chosen import num_asked
 from afterfit.methods.queries.covariance import answered
+from afterfit.methods.queries.refits import told
 from afterfit.network.workbench import bound_likelihood
 from afterfit.plan.bench import Bench
 from afterfit.plan.opened import Opened
@@ -63,10 +64,15 @@ class OpenedQueries(Opened):
         """
         check_linearised(by)
         bench, method, request = self._bench
+        likelihood = bound_likelihood(request.likelihood, bench)
+        amortised = method.variances("train", likelihood)
+        if amortised is not None and amortised.is_score:
+            raise ConfigError(
+                "A score has no unit by itself; call `afterfit predict` on a run, or set `method.amortised` to null."
+            )
         if outputs is not None:
             unit_cotangents(torch.zeros(1, bench.num_outputs), outputs)  # refuses outputs that there are not
         whole = self.whole(batch)
-        likelihood = bound_likelihood(request.likelihood, bench)
         recipe = method.covariances("train", likelihood)
         if outputs is not None:
             recipe = replace(recipe, outputs=tuple(outputs))
@@ -74,7 +80,7 @@ class OpenedQueries(Opened):
         means, covariances = [], []
         for part in pieces_of(whole, each):
             answer = answered(solver, part, recipe, Unsaved())
-            for note in answer.notes(recipe.tolerance):
+            for note in told(answer.reached.residual_k, answer.reached.error_k, recipe.tolerance):
                 warnings.warn(note, stacklevel=2)
             means.append(answer.mean_BC if outputs is None else answer.mean_BC[:, list(outputs)])
             covariances.append(answer.covariance(solver, part) if outputs is None else answer.of(outputs))

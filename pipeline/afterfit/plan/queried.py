@@ -1,6 +1,6 @@
 """From covariances of queries to a posterior and its predictions; the counterpart of `drawn`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from afterfit.algebra import Artifact, Cursor, Result, Unit
 from afterfit.errors import NumericalError
-from afterfit.methods.queries.covariance import short_of
+from afterfit.methods.queries.refits import told
+from afterfit.methods.queries.response import Kind
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Outline, Workbench, bound_likelihood
 from afterfit.plan.predictions import Predictions, gaussian_table, likelihood_facts
@@ -23,14 +24,15 @@ from afterfit.posterior.links import Link, Meaning
 class CollectQueries:
     """What queries are answered with. Holds facts only.
 
-    They are `prior_precision`, `likelihood`, and of refits `kind`, `lambda_sd`, `spread` and `decades` of the plateau.
+    They are `prior_precision`, `likelihood`, `kind`, of refits `lambda_sd`, and `spread` and `decades` of the plateau.
     """
 
     VERSION: ClassVar[int] = 1
     verb: ClassVar[str] = "map"
 
     likelihood: Likelihood
-    has_plateau: bool
+    kind: Kind
+    lambda_sd: float | None  # None: as the plateau says
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """One."""
@@ -48,9 +50,12 @@ class _CollectTask:
 
     def run(self, unit: Unit, cursor: Cursor) -> Result:
         facts: dict[str, Any] = {"prior_precision": self.bench.input("tuning").facts["prior_precision"]}
-        if self.recipe.has_plateau:
+        facts["kind"] = self.recipe.kind
+        if self.recipe.lambda_sd is None:
             plateau = self.bench.input("plateau").facts
             facts |= {name: plateau[name] for name in ("kind", "lambda_sd", "spread", "decades")}
+        elif self.recipe.kind in ("linearised", "exact"):
+            facts["lambda_sd"] = self.recipe.lambda_sd
         return Result(facts=facts | likelihood_facts(self.recipe.likelihood))
 
 
@@ -154,10 +159,14 @@ class _PredictionsTask:
         scale = float(self.bench.input("scale").facts["scale"]) if recipe.is_score else 1.0
         places = Features(asked.mean_NC, asked.mean_NC[..., :0], None, asked.targets, asked.index_N)
         table = gaussian_table(recipe, asked.outputs(recipe.likelihood, scale), places)
-        short = sum(value for name, value in made.facts.items() if name.startswith("short-"))
-        num_queries = made.table("queries").num_rows if short else 0
-        notes = short_of(short, num_queries, made.facts.get("tolerance", 0.0))
-        return Result(tables={"predictions": table}, facts={"notes": notes})
+        return Result(tables={"predictions": table}, facts={"notes": list(_notes(made))})
+
+
+def _notes(made: Artifact) -> Iterator[str]:
+    if "tolerance" in made.facts:
+        queries = made.table("queries")
+        residual, error = (torch.tensor(queries[name].to_pylist()) for name in ("residual", "error"))
+        yield from told(residual, error, made.facts["tolerance"])
 
 
 def outputs_of(mean_BC: Tensor, covariance_BCC: Tensor, indexes_B: Tensor, likelihood: Likelihood) -> Gaussian:

@@ -27,8 +27,9 @@ def queries_tail(request: FitRequest, before: Mapping[str, Declaration]) -> Iter
     if plateau is not None:
         yield "plateau", Declaration(recipe=plateau, inputs=dict(SOLVES_WITH), data=("train",))
         inputs["plateau"] = "plateau"
+    answers = method.covariances("train", likelihood)
     found = {name: name for name in ("tuning", "plateau") if name in inputs}
-    yield "posterior", Declaration(recipe=CollectQueries(likelihood, plateau is not None), inputs=found)
+    yield "posterior", Declaration(recipe=CollectQueries(likelihood, answers.kind, answers.lambda_sd), inputs=found)
     amortised = method.variances("validation", likelihood)
     score = amortised if amortised is not None and amortised.is_score else None
     if score is not None:

@@ -83,6 +83,8 @@ def push_forward(
     Cost: about three forward passes for each column.
     """
     products, padded = [], _padded(network)
+    if not next(iter(columns.values())).shape[1]:
+        return cotangents_BSC.new_zeros(*cotangents_BSC.shape[:2], 0, dtype=CORE)
     for column in range(next(iter(columns.values())).shape[1]):
         flat = {name: tile_Pk[:, column].clone() for name, tile_Pk in columns.items()}
         tangent = {

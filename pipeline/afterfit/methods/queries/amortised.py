@@ -24,7 +24,7 @@ from afterfit.algebra import Batch, Cursor, Result, Unit, Unsaved, batches, in_d
 from afterfit.errors import ConfigError
 from afterfit.methods.queries.chosen import known
 from afterfit.methods.queries.covariance import Asking
-from afterfit.methods.queries.refits import influence
+from afterfit.methods.queries.refits import influence, told
 from afterfit.methods.queries.solving import Solver, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE
@@ -42,6 +42,38 @@ class Estimate(NamedTuple):
 
     variance_Q: Tensor
     error_Q: Tensor  # standard error
+
+
+class Reached(NamedTuple):
+    """By refits; see `Influence`."""
+
+    residual_k: Tensor
+    error_k: Tensor
+
+
+class Answers(NamedTuple):
+    """Of refits with signs: s_q times how far the sum of s_p f_p moves query q."""
+
+    known_Q: Tensor  # variances by the leading eigenpairs and the prior
+    raw_QR: Tensor
+    known_QR: Tensor  # what the leading eigenpairs and the prior say of the same
+    reached: Reached
+
+    def estimate(self) -> Estimate:
+        """With what is known taken out first, if what is left then varies less."""
+        left_QR = self.raw_QR - self.known_QR
+        if float(left_QR.var(dim=1).sum()) < float(self.raw_QR.var(dim=1).sum()):
+            return estimated(self.known_Q, left_QR)
+        return estimated(torch.zeros_like(self.known_Q), self.raw_QR)
+
+    def beside(self, more: Answers) -> Answers:
+        """Of both."""
+        return Answers(
+            self.known_Q,
+            torch.cat([self.raw_QR, more.raw_QR], dim=1),
+            torch.cat([self.known_QR, more.known_QR], dim=1),
+            Reached(*(torch.cat(both) for both in zip(self.reached, more.reached, strict=True))),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +113,7 @@ class AmortisedVariances(Asking):
             ConfigError: naming the number.
         """
         if not self.pays(num_queries):
-            raise ConfigError(_cheaper(self._least, num_queries))
+            raise ConfigError(f"{self._least} refits with signs are asked for, and {_cheaper(num_queries)}")
 
     def units(self, outline: Outline) -> Sequence[Unit]:
         """One."""
@@ -103,53 +135,53 @@ class _AmortisedTask:
         kept = queries.outputs()
         num_queries = kept["mean"].numel()
         if recipe.is_score:
-            found, num = self._score(queries, cursor), 1
+            found, reached = self._score(queries, cursor)
+            num = 1
         else:
-            found, num = self._by_signs(queries, num_queries, cursor)
+            answers = self._by_signs(queries, num_queries, cursor)
+            found, reached, num = answers.estimate(), answers.reached, answers.raw_QR.shape[1]
         kept |= {"variance": found.variance_Q.view_as(kept["mean"]).clamp_min(0)}
         kept |= {"error": found.error_Q.view_as(kept["mean"])}
-        facts = {"num_refits": num, "notes": list(_notes(found, recipe.amortised, num))}
+        notes = [*_notes(found, recipe.amortised, num), *told(reached.residual_k, reached.error_k, recipe.tolerance)]
         return Result(
-            tensors={family: [("all", values)] for family, values in in_data_order(kept).items()}, facts=facts
+            tensors={family: [("all", values)] for family, values in in_data_order(kept).items()},
+            facts={"num_refits": num, "notes": notes},
         )
 
-    def _score(self, queries: Queries, cursor: Cursor) -> Estimate:
+    def _score(self, queries: Queries, cursor: Cursor) -> tuple[Estimate, Reached]:
         """How far each output moves when the mean absolute output of `direction` is raised."""
         recipe, solver = self.recipe, queries.solver
         raised = Queries(solver, recipe.direction, recipe.asked(self.bench.num_examples(recipe.direction)))
         mean_nC = raised.outputs()["mean"]
         rhs = raised.summed(mean_nC.flatten().sign()[:, None] / mean_nC.numel())
-        found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor)
+        found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor).checked()
         score_Q = torch.cat([found.moved(solver, batch).flatten().cpu() for batch in queries]).abs()
-        return Estimate(score_Q, torch.zeros_like(score_Q))
+        return Estimate(score_Q, torch.zeros_like(score_Q)), Reached(found.residual_k, found.error_k)
 
-    def _by_signs(self, queries: Queries, num_queries: int, cursor: Cursor) -> tuple[Estimate, int]:
-        recipe, asked = self.recipe, self.recipe.num_refits
-        fits = recipe.queries_at_once(self.bench, 1)
+    def _by_signs(self, queries: Queries, num_queries: int, cursor: Cursor) -> Answers:
+        asked, fits = self.recipe.num_refits, self.recipe.queries_at_once(self.bench, 1)
+        first = PILOT if asked == "auto" else asked
+        _check_held(first, fits)
         known_Q = queries.known()
-        num = PILOT if asked == "auto" else asked
         if asked != "auto":
-            _check_held(num, fits)
-            return estimated(known_Q, self._answers(queries, num_queries, range(num), cursor)), num
-        answers_QR = self._answers(queries, num_queries, range(num), Unsaved())
-        num = needed(known_Q, answers_QR)
+            return self._answers(queries, known_Q, range(first), cursor)
+        pilot = self._answers(queries, known_Q, range(first), Unsaved())
+        num = needed(pilot.estimate(), first)
         _check_held(num, fits)
         if num >= num_queries:
-            raise ConfigError(_cheaper(num, num_queries))
-        if num > PILOT:
-            more_QR = self._answers(queries, num_queries, range(PILOT, num), cursor)
-            answers_QR = torch.cat([answers_QR, more_QR], dim=1)
-        return estimated(known_Q, answers_QR), num
+            raise ConfigError(f"{num} refits with signs would be needed, and {_cheaper(num_queries)}")
+        return pilot.beside(self._answers(queries, known_Q, range(first, num), cursor)) if num > first else pilot
 
-    def _answers(self, queries: Queries, num_queries: int, chosen: range, cursor: Cursor) -> Tensor:
-        """s_q times how far the remainder, less what is known, moves query q, (Q, R)."""
+    def _answers(self, queries: Queries, known_Q: Tensor, chosen: range, cursor: Cursor) -> Answers:
         solver, recipe = queries.solver, self.recipe
-        signs_QR = hadamard_signs(num_queries, chosen, Seed(recipe.seed, ("signs",)))
+        signs_QR = hadamard_signs(len(known_Q), chosen, Seed(recipe.seed, ("signs",)))
         rhs = queries.summed(signs_QR)
-        found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor)
+        found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor).checked()
         known = solver.preconditioner.low_rank()(rhs)
-        left = [found.moved(solver, batch).cpu() - solver.response.times(batch, known).cpu() for batch in queries]
-        return signs_QR * torch.cat([part.flatten(0, 1) for part in left])
+        raw = [found.moved(solver, batch).cpu().flatten(0, 1) for batch in queries]
+        left = [solver.response.times(batch, known).cpu().flatten(0, 1) for batch in queries]
+        reached = Reached(found.residual_k, found.error_k)
+        return Answers(known_Q, signs_QR * torch.cat(raw), signs_QR * torch.cat(left), reached)
 
 
 @dataclass(frozen=True)
@@ -220,11 +252,10 @@ def estimated(known_Q: Tensor, answers_QR: Tensor) -> Estimate:
     return Estimate(known_Q + answers_QR.mean(dim=1), answers_QR.std(dim=1) * math.sqrt(left / num))
 
 
-def needed(known_Q: Tensor, answers_QR: Tensor) -> int:
-    """Refits for the accuracy that `auto` asks for, by a few of them."""
-    variance_Q = (known_Q + answers_QR.mean(dim=1)).clamp_min(torch.finfo(CORE).tiny)
-    relative = float((answers_QR.std(dim=1) / variance_Q).median())
-    return max(answers_QR.shape[1], math.ceil((relative / ACCURACY) ** 2))
+def needed(estimate: Estimate, num_refits: int) -> int:
+    """Refits for the accuracy that `auto` asks for, by the spread of a few of them."""
+    relative = estimate.error_Q / estimate.variance_Q.clamp_min(torch.finfo(CORE).tiny)
+    return max(num_refits, math.ceil(num_refits * (float(relative.median()) / ACCURACY) ** 2))
 
 
 def _check_held(num_refits: int, fits: int) -> None:
@@ -235,10 +266,10 @@ def _check_held(num_refits: int, fits: int) -> None:
         )
 
 
-def _cheaper(num: int, num_queries: int) -> str:
+def _cheaper(num_queries: int) -> str:
     return (
-        f"{num} refits with signs would be needed, and {num_queries} refits answer all queries exactly; set "
-        "`method.amortised` to null, or ask about more examples together."
+        f"{num_queries} refits answer all queries exactly; set `method.amortised` to null, or ask about more examples "
+        "together."
     )
 
 

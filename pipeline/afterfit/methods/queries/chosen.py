@@ -3,7 +3,8 @@
 A query gives the covariance of its output with all of the example's. Sigma0 = J (G_K + delta)^-1 J^T of the leading
 eigenpairs is above Sigma = J (G + delta)^-1 J^T, since G_K is below G. Their difference is positive semi-definite and
 known in the asked columns; its Nystrom approximation from these is below it, and equal to it there. So Sigma0 less that
-is exact where it was asked about, a covariance, and above Sigma elsewhere.
+is exact where it was asked about, and above Sigma elsewhere. What of it the asked columns of Sigma do not tell counts
+in part, as variances are a part of Sigma0's where both are known: an estimate, exact and a covariance as before.
 
 Shapes: B examples, C outputs, A of them asked about, K eigenpairs.
 """
@@ -16,13 +17,13 @@ from torch.nn.functional import one_hot
 
 from afterfit.algebra import Batch, pieces_of
 from afterfit.methods.queries.solving import Solver, beside, zero_tiles
-from afterfit.precision import CORE
+from afterfit.precision import CORE, one_thread
 from afterfit.rows.protocol import Cotangents
 
 Outputs = int | tuple[int, ...] | None
 """So many of the largest ones of each example, certain ones, or all."""
-RELATIVE = 1e-4
-"""Eigenvalue of a difference, of the variance it belongs to, from which on it is told from what solving leaves."""
+RELATIVE = 1e-6
+"""Part of the largest eigenvalue below which one is what solving leaves."""
 
 
 def num_asked(outputs: Outputs, num_outputs: int) -> int:
@@ -70,14 +71,22 @@ def completed(solver: Solver, batch: Batch, found_BCA: Tensor, places_BA: Tensor
     """(B, C, C) in float64 from the columns that are known; cost of the others: C rows an example, once."""
     if places_BA.shape[1] == found_BCA.shape[1]:
         return among(found_BCA, places_BA)
-    parts = [known(solver, part) for part in pieces_of(batch, solver.bench.micro_batch)]
-    above_BCC = torch.cat(parts)
-    columns_BCA = above_BCC.gather(2, places_BA[:, None].expand(-1, above_BCC.shape[1], -1)) - found_BCA
-    values_BA, vectors_BAA = torch.linalg.eigh(among(columns_BCA, places_BA))
-    largest_B11 = above_BCC.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None, None]
-    is_told_B1A = values_BA[:, None] > RELATIVE * largest_B11
-    roots_BCA = (columns_BCA @ vectors_BAA) * torch.where(is_told_B1A, values_BA[:, None], torch.inf).rsqrt()
-    return above_BCC - roots_BCA @ roots_BCA.mT
+    above_BCC = torch.cat([known(solver, part) for part in pieces_of(batch, solver.bench.micro_batch)])
+    columns_BCA = above_BCC.gather(2, places_BA[:, None].expand(-1, above_BCC.shape[1], -1))
+    above_BA, found_BA = (among(of, places_BA).diagonal(dim1=1, dim2=2) for of in (columns_BCA, found_BCA))
+    seen_BCC = _through(found_BCA, places_BA)
+    unseen_BCC = above_BCC - _through(columns_BCA - found_BCA, places_BA) - seen_BCC
+    part_B = (found_BA.sum(dim=1) / above_BA.sum(dim=1).clamp_min(torch.finfo(CORE).tiny)).clamp(0, 1)
+    return seen_BCC + part_B[:, None, None] * unseen_BCC
+
+
+def _through(columns_BCA: Tensor, places_BA: Tensor) -> Tensor:
+    """X_CA X_AA^-1 X_AC of a positive semi-definite X, the largest matrix below it that these columns tell."""
+    with one_thread():  # more of them change bits
+        values_BA, vectors_BAA = torch.linalg.eigh(among(columns_BCA, places_BA))
+    is_told_BA = values_BA > RELATIVE * values_BA[:, -1:].clamp_min(0)
+    roots_BCA = (columns_BCA @ vectors_BAA) * torch.where(is_told_BA, values_BA, torch.inf).rsqrt()[:, None]
+    return roots_BCA @ roots_BCA.mT
 
 
 def known(solver: Solver, batch: Batch) -> Tensor:

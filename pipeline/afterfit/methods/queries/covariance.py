@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, Result, Unit
-from afterfit.errors import NumericalError, ResourceError
+from afterfit.errors import ResourceError
 from afterfit.methods.queries.chosen import Outputs, among, completed, gradients_of, num_asked, places_of
 from afterfit.methods.queries.preconditioner import Preconditioner
 from afterfit.methods.queries.refits import Influence, Sides, influence
@@ -23,8 +23,11 @@ from afterfit.resources import GB
 
 HELD_SHARE = 0.4
 """Part of `memory_gb` for what is held of each column."""
-HELD_TENSORS = 12
-"""Of a column: two right-hand sides; solution, residual and direction before and after a step; image, point, change."""
+HELD_TENSORS = 14
+"""Of a column: two right-hand sides; solution, residual and direction before and after a step; image, point, change,
+what preconditioning gives, and what a column that begins again has."""
+AT_ONCE = 8
+"""Examples of a group, at most, so that workers have groups to share."""
 CORE_BYTES = 8
 """Of a number where the network runs in float64."""
 
@@ -107,7 +110,8 @@ class QueryCovariances(Asking):
     """Of the first examples of a data set: `mean` (n, C), `covariance` (n, C, C), `index`, `target` if there are any.
 
     A query is an output of an example. The table `queries` has for each what its covariance took and reached: example,
-    output, variance, residual (relative, of the worst side), passes. See `chosen` for outputs not asked about.
+    output, variance, residual (relative, of the worst side), error (a bound on what part of the variance is missing),
+    passes. See `chosen` for outputs not asked about.
 
     Cost: of each group of examples some passes over the training data, with C rows an example.
     """
@@ -124,7 +128,7 @@ class QueryCovariances(Asking):
     def units(self, outline: Outline) -> Sequence[Unit]:
         """Groups of examples."""
         total = self.asked(outline.num_examples(self.role))
-        each = self.queries_at_once(outline, num_asked(self.outputs, outline.num_outputs))
+        each = min(AT_ONCE, self.queries_at_once(outline, num_asked(self.outputs, outline.num_outputs)))
         return [
             Unit(f"queries-{first:08d}", {"start": first, "stop": min(first + each, total)})
             for first in range(0, total, each)
@@ -156,7 +160,7 @@ class _CovarianceTask:
         return Result(
             tensors={family: [(unit.name, values)] for family, values in kept.items()},
             tables={"queries": _table(batch, answer)},
-            facts={f"short-{unit.name}": answer.num_short(recipe.tolerance), "tolerance": recipe.tolerance},
+            facts={"tolerance": recipe.tolerance},
         )
 
 
@@ -166,8 +170,7 @@ class Answer(NamedTuple):
     mean_BC: Tensor
     found_BCA: Tensor  # of all outputs with those that were asked about
     places_BA: Tensor
-    residual_k: Tensor
-    passes: int
+    reached: Influence
 
     def covariance(self, solver: Solver, batch: Batch) -> Tensor:
         """Of all outputs, (B, C, C)."""
@@ -178,24 +181,6 @@ class Answer(NamedTuple):
         order = [sorted(outputs).index(number) for number in outputs]
         return among(self.found_BCA, self.places_BA)[:, order][:, :, order]
 
-    def num_short(self, tolerance: float) -> int:
-        """Queries that ended above the tolerance."""
-        return int((self.residual_k > tolerance).sum())
-
-    def notes(self, tolerance: float) -> list[str]:
-        """What people should know."""
-        return short_of(self.num_short(tolerance), len(self.residual_k), tolerance)
-
-
-def short_of(num_short: int, num_queries: int, tolerance: float) -> list[str]:
-    """A note where queries ended above the tolerance."""
-    if not num_short:
-        return []
-    return [
-        f"{num_short} of {num_queries} queries ended above `method.tolerance: {tolerance:g}`, and their variances are "
-        "too small; raise `method.max_passes`, `method.rank` or `method.prior_precision`."
-    ]
-
 
 def answered(solver: Solver, batch: Batch, recipe: QueryCovariances, cursor: Cursor) -> Answer:
     """Outputs and their covariances, each example's own.
@@ -205,19 +190,8 @@ def answered(solver: Solver, batch: Batch, recipe: QueryCovariances, cursor: Cur
     """
     places_BA = places_of(solver, batch, recipe.outputs)
     columns, outputs_BC = gradients_of(solver, batch, places_BA)
-    found = influence(solver, columns, recipe.sides, recipe.at(solver.bench), cursor)
-    _check_positive(found)
-    return Answer(outputs_BC, found.own(solver, batch), places_BA, found.residual_k, found.passes)
-
-
-def _check_positive(found: Influence) -> None:
-    failed = int((~found.is_positive_k).sum())
-    if failed:
-        raise NumericalError(
-            f"The loss has negative curvature along {failed} of {len(found.is_positive_k)} queries, so that the "
-            "trained weights are no minimum and its inverse is no covariance; take the GGN (`method.network: "
-            "linearised`, or `method.curvature: ggn`), or raise `method.prior_precision`."
-        )
+    found = influence(solver, columns, recipe.sides, recipe.at(solver.bench), cursor).checked()
+    return Answer(outputs_BC, found.own(solver, batch), places_BA, found)
 
 
 def _table(batch: Batch, answer: Answer) -> pa.Table:
@@ -226,7 +200,8 @@ def _table(batch: Batch, answer: Answer) -> pa.Table:
         "index": batch.indexes.repeat_interleave(variance_BA.shape[1]).tolist(),
         "output": answer.places_BA.flatten().tolist(),
         "variance": variance_BA.flatten().tolist(),
-        "residual": answer.residual_k.tolist(),
-        "passes": [answer.passes] * variance_BA.numel(),
+        "residual": answer.reached.residual_k.tolist(),
+        "error": answer.reached.error_k.tolist(),
+        "passes": [answer.reached.passes] * variance_BA.numel(),
     }
     return pa.table(columns)

@@ -14,6 +14,9 @@ from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline
 from afterfit.rows.protocol import unit_cotangents
 
+USUAL, FEW = 64, 1024
+"""Eigenpairs, and weights of which all are taken."""
+
 
 class Querying(Frozen):
     """Covariances of outputs, one query at a time, preconditioned by leading eigenpairs of the GGN."""
@@ -24,16 +27,16 @@ class Querying(Frozen):
     """Examples of each evaluated data set, from its first, whose outputs get a covariance; null: all."""
     outputs: PositiveInt | tuple[NonNegativeInt, ...] | None = None
     """Of each of these, what is solved for: so many of the largest, or these by number; null: all. Variances of the
-    others are then bounds from above, by the leading eigenpairs and what is solved for."""
-    rank: int = Field(64, gt=0)
-    """Leading eigenpairs of the GGN that precondition."""
+    others are then estimates, by the leading eigenpairs and what is solved for."""
+    rank: PositiveInt | Literal["auto"] = "auto"
+    """Leading eigenpairs of the GGN that precondition; `auto`: 64, or all of up to 1024 weights."""
     prior_precision: Positive | Literal["auto"] = "auto"
     """Inverse prior variance; `auto`: by the marginal likelihood of these eigenpairs."""
     seed: int = 0
     """Names the probes of the sketch."""
 
     def check(self, num_examples: int, num_outputs: int) -> None:
-        """Refuse outputs that there are not, or about which no bound is known.
+        """Refuse outputs that there are not, or of which nothing is known if they are not solved for.
 
         Raises:
             ConfigError: for either.
@@ -42,7 +45,7 @@ class Querying(Frozen):
             unit_cotangents(torch.zeros(1, num_outputs), self.outputs)
         if self.outputs is not None and not self.is_ggn:
             raise ConfigError(
-                "Variances of outputs that are not solved for are bounded by the GGN; take it (`method.network: "
+                "Variances of outputs that are not solved for are estimated by the GGN; take it (`method.network: "
                 "linearised`, or `method.curvature: ggn`), or leave out `method.outputs`."
             )
 
@@ -53,4 +56,6 @@ class Querying(Frozen):
 
     def stages(self, likelihood: Likelihood, outline: Outline) -> Mapping[str, Declaration]:
         """What preconditions."""
-        return leading_ggn(likelihood, min(self.rank, outline.layout.num_weights), self.seed, outline)
+        num_weights = outline.layout.num_weights
+        rank = (num_weights if num_weights <= FEW else USUAL) if self.rank == "auto" else self.rank
+        return leading_ggn(likelihood, min(rank, num_weights), self.seed, outline)

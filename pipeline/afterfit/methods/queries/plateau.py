@@ -37,11 +37,8 @@ class Tried(NamedTuple):
 
     @property
     def is_positive(self) -> bool:
-        """At neighbouring lambdas: too large ones leave the valley, and at too small ones rounding bends it."""
-        both_g = (
-            self.is_positive_g if len(self.is_positive_g) == 1 else self.is_positive_g[1:] & self.is_positive_g[:-1]
-        )
-        return bool(both_g.any())
+        """At the two smallest lambdas: larger ones may leave the valley."""
+        return bool(self.is_positive_g[:2].all())
 
     def is_usable_g(self, tolerance: float) -> Tensor:
         """Lambdas whose refits went to their end; all that are positive, where none did."""
@@ -141,7 +138,7 @@ def _told(level: Level, tried: Tried) -> str:
     num = tried.variances_gk.shape[1]
     at = f"refits take lambda times deviation = {level.lambda_sd:.1e}"
     if not level.decades:
-        return f"Only one lambda could be tried; {at}."
+        return f"The refits of only one lambda went to their end, so that no plateau is known; {at}."
     if level.spread > FLAT:
         return (
             f"No plateau was found: variances of {num} outputs differ by {level.spread:.1e} between lambdas; {at}. "

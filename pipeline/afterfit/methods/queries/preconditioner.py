@@ -37,7 +37,7 @@ class Preconditioner:
     ) -> Preconditioner:
         """From the leading eigenpairs that a sketch left."""
         values_K = curvature.tensor("eigenvalues").to(CORE)
-        last = float(values_K[-1]) if len(values_K) < layout.num_weights else 0.0
+        last = float(values_K[-1]) if 0 < len(values_K) < layout.num_weights else 0.0
         return cls(held_columns(basis.tiles("basis"), layout, memory_gb), values_K, prior_precision, last)
 
     def low_rank(self) -> Preconditioner:

@@ -9,7 +9,7 @@ Source: McInerney, Kallus (2024), arXiv:2403.10671.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, pieces_of
+from afterfit.errors import NumericalError
 from afterfit.methods.queries.preconditioner import dots
 from afterfit.methods.queries.solving import Solved, Solver, beside, scaled, split
 from afterfit.precision import CORE
 
 Tiles = Mapping[str, Tensor]
 Sides = Literal["two", "one"]
+LACKING = 0.05
+"""Part of a variance that may be missing before people are told."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,24 @@ class Influence:
     refits: list[dict[str, Tensor]]  # displacements by tiles (P_tile, k): of one side or both
     weights_k: list[Tensor]  # of each in the sum
     residual_k: Tensor
+    error_k: Tensor  # bound on what a variance lacks, relative; see `Solved`
     is_positive_k: Tensor
     passes: int
+
+    def checked(self) -> Influence:
+        """Itself.
+
+        Raises:
+            NumericalError: if the loss has negative curvature along a refit.
+        """
+        failed = int((~self.is_positive_k).sum())
+        if failed:
+            raise NumericalError(
+                f"The loss has negative curvature along {failed} of {len(self.is_positive_k)} queries, so that the "
+                "trained weights are no minimum and its inverse is no covariance; take the GGN (`method.network: "
+                "linearised`, or `method.curvature: ggn`), or raise `method.prior_precision`."
+            )
+        return self
 
     def moved(self, solver: Solver, batch: Batch) -> Tensor:
         """What H^-1 B changes the outputs of some examples by, (B, C, k): their covariances with the queries."""
@@ -60,6 +79,23 @@ class Influence:
         return torch.stack(parts)
 
 
+def told(residual_k: Tensor, error_k: Tensor, tolerance: float) -> Iterator[str]:
+    """What people should know of queries that did not get where they should."""
+    num, short = len(residual_k), int((~(residual_k <= tolerance)).sum())
+    if short:
+        yield (
+            f"{short} of {num} queries ended above `method.tolerance: {tolerance:g}` (the worst at "
+            f"{float(residual_k.nan_to_num(torch.inf).max()):.1e}); raise `method.max_passes`, `method.rank` or "
+            "`method.prior_precision`."
+        )
+    lacking = int((~(error_k <= LACKING)).sum())
+    if lacking:
+        yield (
+            f"Of the variances of {lacking} of {num} queries more than {LACKING:.0%} may be missing; lower "
+            "`method.tolerance`, or raise `method.rank`."
+        )
+
+
 def influence(solver: Solver, rhs: Tiles, sides: Sides, lambda_sd: float | Tensor, cursor: Cursor) -> Influence:
     """H^-1 B for B by tiles (P_tile, k).
 
@@ -67,14 +103,17 @@ def influence(solver: Solver, rhs: Tiles, sides: Sides, lambda_sd: float | Tenso
         solver: a linear one solves at once; another refits with each column's lambda, on one side or both.
         rhs: gradients of outputs, or of sums of them.
         sides: the difference of two refits, at lambda and -lambda, has no bias of first order in lambda.
-        lambda_sd: lambda times the standard deviation that the preconditioner says, one for all columns or (k,).
+        lambda_sd: lambda times the standard deviation by the leading eigenpairs, one for all columns or (k,).
         cursor: of the passes.
     """
     if solver.is_linear:
         solved = solver.solve(rhs, cursor)
         ones_k = torch.ones_like(solved.residual_k)
-        return Influence([solved.columns], [ones_k], solved.residual_k, solved.is_positive_k, solved.passes)
-    deviations_k = dots(rhs, solver.preconditioner(rhs)).clamp_min(0).sqrt()
+        return Influence(
+            [solved.columns], [ones_k], solved.residual_k, solved.error_k, solved.is_positive_k, solved.passes
+        )
+    # By the low-rank part, from above: lambda is rather too small than too large.
+    deviations_k = dots(rhs, solver.preconditioner.low_rank()(rhs)).clamp_min(0).sqrt()
     lambdas_k = torch.where(deviations_k > 0, lambda_sd / deviations_k, 1.0)
     signs = (1.0, -1.0) if sides == "two" else (1.0,)
     solved = solver.solve(beside([scaled(rhs, sign * lambdas_k) for sign in signs]), cursor)
@@ -85,8 +124,12 @@ def _from_refits(solved: Solved, lambdas_k: Tensor, signs: tuple[float, ...]) ->
     width = len(lambdas_k)
     return Influence(
         list(split(solved.columns, width)),
-        [sign / (len(signs) * lambdas_k) for sign in signs],
+        [
+            sign / (len(signs) * lambdas_k * shrunk_k)
+            for sign, shrunk_k in zip(signs, solved.shrunk_k.view(len(signs), width), strict=True)
+        ],
         solved.residual_k.view(len(signs), width).amax(dim=0),
+        solved.error_k.view(len(signs), width).amax(dim=0),
         solved.is_positive_k.view(len(signs), width).all(dim=0),
         solved.passes * len(signs),
     )

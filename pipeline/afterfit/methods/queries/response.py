@@ -29,6 +29,8 @@ from afterfit.rows import row_backend
 from afterfit.rows.protocol import Cotangents, RowBackend, unit_cotangents
 from afterfit.training.point_estimate import targets_of
 
+AT_ONCE = 256
+"""Columns whose outputs are held together."""
 Tiles = Mapping[str, Tensor]
 Kind = Literal["ggn", "linearised", "hessian", "exact"]
 
@@ -132,8 +134,12 @@ class OutputResponse(_WithRows):
 
     def _change(self, outputs_BC: Tensor, moved_BCk: Tensor, targets: Tensor) -> Tensor:
         before_BC = self.likelihood.gradient(outputs_BC, targets)
-        after = [self.likelihood.gradient(outputs_BC + moved_BC, targets) for moved_BC in moved_BCk.unbind(dim=2)]
-        return before_BC[..., None] - torch.stack(after, dim=2)
+        parts = []
+        for some_BCk in moved_BCk.split(AT_ONCE, dim=2):  # columns as further examples
+            there = (outputs_BC[..., None] + some_BCk).movedim(2, 0).flatten(0, 1)
+            after = self.likelihood.gradient(there, targets.repeat(some_BCk.shape[2], *[1] * (targets.dim() - 1)))
+            parts.append(before_BC[..., None] - after.unflatten(0, (-1, len(before_BC))).movedim(0, 2))
+        return torch.cat(parts, dim=2)
 
     def moved(self, batch: Batch, columns: Tiles) -> Tensor:
         """See `Response`."""

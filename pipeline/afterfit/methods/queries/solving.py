@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Cursor, batches, micro_batches
-from afterfit.methods.queries.preconditioner import Preconditioner
+from afterfit.methods.queries.preconditioner import Preconditioner, dots
 from afterfit.methods.queries.response import Response
 from afterfit.methods.queries.secant import Secant, begin, step
 from afterfit.network.workbench import Workbench
@@ -24,7 +24,9 @@ class Solved:
     """Columns D with F(D) = B, F the response of the data and the prior's."""
 
     columns: dict[str, Tensor]
+    shrunk_k: Tensor  # part of each given B that it was solved for
     residual_k: Tensor  # relative
+    error_k: Tensor  # bound on what is missing of B^T D, relative: r^T M0^-1 r, of M0 below F
     is_positive_k: Tensor
     passes: int
 
@@ -59,7 +61,7 @@ class Solver:
         at = Secant.of(saved) if saved else begin(rhs, self.preconditioner)
         image = {name: saved.get(IMAGE + name, torch.zeros_like(tile)) for name, tile in rhs.items()}
         while self._goes_on(at):
-            point = at.direction if self.is_linear else at.point
+            point = at.point(is_linear=self.is_linear)
             first = position % len(planned)
             for batch in batches(data, planned[first:]):
                 self.response.add(batch, point, image)
@@ -68,7 +70,8 @@ class Solver:
                     self._reached(cursor, position, len(planned), at, image)
             at = step(
                 at,
-                self._change(at, point, image, rhs),
+                self._with_prior(image, point),
+                rhs,
                 self.preconditioner,
                 self.tolerance,
                 is_linear=self.is_linear,
@@ -76,7 +79,9 @@ class Solver:
             )
             image = {name: torch.zeros_like(tile) for name, tile in rhs.items()}
             self._reached(cursor, position, len(planned), at, image)
-        return Solved(at.solution, at.relative_k, at.is_positive_k, at.evaluations)
+        missing_k = dots(at.residual, self.preconditioner.low_rank()(at.residual))
+        error_k = missing_k / (dots(scaled(rhs, at.shrunk_k), at.solution) + missing_k).clamp_min(1e-300)
+        return Solved(at.solution, at.shrunk_k, at.relative_k, error_k, at.is_positive_k, at.evaluations)
 
     def _goes_on(self, at: Secant) -> bool:
         wants = at.is_check or bool(at.is_running_k.any())
@@ -86,13 +91,9 @@ class Solver:
         kept = {IMAGE + name: tile for name, tile in image.items()}
         cursor.reached(position, max(self.max_passes * each, position), {**at.state(), **kept})
 
-    def _change(self, at: Secant, point: Tiles, image: Tiles, rhs: Tiles) -> dict[str, Tensor]:
-        """See `secant.step`."""
+    def _with_prior(self, image: Tiles, point: Tiles) -> dict[str, Tensor]:
         prior = self.preconditioner.prior_precision
-        found = {name: tile + prior * point[name] for name, tile in image.items()}
-        if self.is_linear:
-            return found
-        return {name: tile - (rhs[name] - at.residual[name]) for name, tile in found.items()}
+        return {name: tile + prior * point[name] for name, tile in image.items()}
 
 
 def zero_tiles(response: Response, num_columns: int) -> dict[str, Tensor]:
