@@ -62,3 +62,8 @@ def dots(left: Tiles, right: Tiles) -> Tensor:
     for name, tile_Pk in left.items():
         total = total + (tile_Pk.to(CORE) * right[name].to(CORE)).sum(dim=0).cpu()
     return total
+
+
+def scaled(columns: Tiles, amounts_k: Tensor) -> dict[str, Tensor]:
+    """Each column times its number."""
+    return {name: tile * amounts_k.to(tile) for name, tile in columns.items()}

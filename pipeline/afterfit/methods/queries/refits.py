@@ -18,8 +18,8 @@ from torch import Tensor
 
 from afterfit.algebra import Batch, Cursor, pieces_of
 from afterfit.errors import NumericalError
-from afterfit.methods.queries.preconditioner import dots
-from afterfit.methods.queries.solving import Solved, Solver, beside, scaled, split
+from afterfit.methods.queries.preconditioner import dots, scaled
+from afterfit.methods.queries.solving import Solved, Solver, beside, split
 from afterfit.precision import CORE
 
 Tiles = Mapping[str, Tensor]

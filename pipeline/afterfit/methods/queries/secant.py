@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import State
-from afterfit.methods.queries.preconditioner import dots
+from afterfit.methods.queries.preconditioner import dots, scaled
 
 FALLEN = 0.1
 """Part of a residual after which F is evaluated again, once interpolation has failed."""
@@ -160,7 +160,7 @@ def step(
     at = replace(at, evaluations=at.evaluations + 1)
     change = dict(value)
     if at.is_check or not is_linear:  # less what F(D) is known to be
-        wanted = _scaled(rhs, at.shrunk_k)
+        wanted = scaled(rhs, at.shrunk_k)
         change = {name: tile - (wanted[name] - at.residual[name]) for name, tile in change.items()}
     if at.is_check:
         return _checked(at, change, rhs, precondition, tolerance, is_linear=is_linear)
@@ -194,7 +194,7 @@ def step(
     direction = _plus(steepest, at.direction, conjugacy_k / at.scale_k)
     return replace(
         moved,
-        direction=_scaled(direction, scale_k),
+        direction=scaled(direction, scale_k),
         scale_k=scale_k,
         rho_k=dots(residual, steepest),
         is_running_k=is_running_k,
@@ -247,7 +247,7 @@ def _checked(
 def _again(at: Secant, which_k: Tensor, rhs: Mapping[str, Tensor], precondition: Precondition) -> Secant:
     """Some columns from D = 0 with a tenth of B, along which F is straighter; nothing else goes on from far away."""
     shrunk_k = torch.where(which_k, at.shrunk_k * SHRINK, at.shrunk_k)
-    start = begin(_scaled(rhs, shrunk_k), precondition)
+    start = begin(scaled(rhs, shrunk_k), precondition)
 
     def chosen(new: Tiles, old: Tiles) -> Tiles:
         return {name: torch.where(which_k.to(tile.device), tile, old[name]) for name, tile in new.items()}
@@ -269,10 +269,6 @@ def _again(at: Secant, which_k: Tensor, rhs: Mapping[str, Tensor], precondition:
         is_fresh=False,
         is_wary=True,
     )
-
-
-def _scaled(columns: Mapping[str, Tensor], amounts_k: Tensor) -> Tiles:
-    return {name: tile * amounts_k.to(tile) for name, tile in columns.items()}
 
 
 def _plus(left: Tiles, right: Mapping[str, Tensor], amount_k: Tensor) -> Tiles:

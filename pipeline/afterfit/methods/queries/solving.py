@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import Cursor, batches, micro_batches
-from afterfit.methods.queries.preconditioner import Preconditioner, dots
+from afterfit.methods.queries.preconditioner import Preconditioner, dots, scaled
 from afterfit.methods.queries.response import Response
 from afterfit.methods.queries.secant import Secant, begin, step
 from afterfit.network.workbench import Workbench
@@ -100,11 +100,6 @@ def zero_tiles(response: Response, num_columns: int) -> dict[str, Tensor]:
     """Columns of zeros."""
     dtype = state_dtype(response.network.dtype)
     return {tile.name: torch.zeros(tile.size, num_columns, dtype=dtype) for tile in response.network.layout}
-
-
-def scaled(columns: Tiles, amounts_k: Tensor) -> dict[str, Tensor]:
-    """Each column times its number."""
-    return {name: tile * amounts_k.to(tile) for name, tile in columns.items()}
 
 
 def beside(parts: Sequence[Tiles]) -> dict[str, Tensor]:
