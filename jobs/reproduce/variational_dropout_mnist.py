@@ -43,7 +43,7 @@ from record import Budget, Record, Target, open_record, show
 NAME = "variational_dropout_mnist"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/variational_dropout"
 EPOCHS: Mapping[str, Mapping[Budget, int]] = {
-    "sparse": {"hour": 120, "full": 300},
+    "sparse": {"hour": 200, "full": 400},
     "type_a": {"hour": 100, "full": 200},
     "type_b": {"hour": 15, "full": 200},
     "none": {"hour": 40, "full": 200},
