@@ -20,7 +20,7 @@ from afterfit.predict.linearised import linearise
 from afterfit.predict.sampled import plain_outputs
 from afterfit.rows import row_backend
 from afterfit.rows.columns import held_columns
-from afterfit.rows.protocol import unit_cotangents
+from afterfit.rows.protocol import check_outputs
 from afterfit.store.artifact import StoredArtifact
 
 
@@ -73,7 +73,7 @@ class OpenedDraws(Opened):
         device = self.network.device
         mean_BC = plain_outputs(self.network, pieces).to(device)
         chosen = list(range(mean_BC.shape[1])) if outputs is None else list(outputs)
-        unit_cotangents(mean_BC[:1], chosen)  # refuses outputs that there are not
+        check_outputs(chosen, mean_BC.shape[1])
         moved = [plain_outputs(self.network, pieces, weights)[:, chosen] for weights in self._all_weights()]
         return mean_BC[:, chosen], torch.stack(moved, dim=2).to(device) - mean_BC[:, chosen, None]
 

@@ -23,7 +23,7 @@ from afterfit.plan.opened import Opened
 from afterfit.plan.queried import outputs_of
 from afterfit.plan.request import By, FitRequest, QueryMethod, check_linearised
 from afterfit.posterior.gaussian import Gaussian
-from afterfit.rows.protocol import unit_cotangents
+from afterfit.rows.protocol import check_outputs
 
 NEEDED = ("basis", "curvature", "tuning", "plateau", "noise")
 """Stages that queries read, where there are such."""
@@ -71,7 +71,7 @@ class OpenedQueries(Opened):
                 "A score has no unit by itself; call `afterfit predict` on a run, or set `method.amortised` to null."
             )
         if outputs is not None:
-            unit_cotangents(torch.zeros(1, bench.num_outputs), outputs)  # refuses outputs that there are not
+            check_outputs(outputs, bench.num_outputs)
         whole = self.whole(batch)
         recipe = method.covariances("train", likelihood)
         if outputs is not None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from afterfit.algebra import full_batch
@@ -184,7 +184,7 @@ def _measured(
     num_shards: int | str,
 ) -> FitRequest:
     """With outputs and FLOPs counted on first examples, every label checked, and shards laid out."""
-    outputs, flops = count_first(network, examples["train"], "train")
+    outputs, flops = count_first(network, examples["train"], "train"), _forward_flops(network, examples["train"])
     backend = TapeBackend(network, request.memory_gb, request.arithmetic)
     coverage = backend.coverage(full_batch(examples["train"], [0]))
     is_auto = micro == "auto"
@@ -215,8 +215,8 @@ def _has_own_loss(method: Method) -> bool:
     return method.posterior == "draws" and cast(DrawsMethod, method).loss is not None
 
 
-def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tuple[int, float]:
-    """Outputs C and FLOPs of the first example's forward pass.
+def count_first(network: Network, examples: IdentifiedExamples, role: str) -> int:
+    """Outputs C of the first example's forward pass.
 
     Raises:
         ConfigError: if forward does not take the data's keys.
@@ -244,14 +244,14 @@ def count_first(network: Network, examples: IdentifiedExamples, role: str) -> tu
         raise DataError(
             f"The network's output on the first example of the data set {role!r} is not finite; check data and weights."
         )
-    return outputs_1C.shape[1], _forward_flops(network, inputs)
+    return outputs_1C.shape[1]
 
 
-def _forward_flops(network: Network, inputs: Mapping[str, Tensor]) -> float:
-    """Counted; two for each weight where the counter fails, as on layers that are functions of autograd."""
+def _forward_flops(network: Network, examples: IdentifiedExamples) -> float:
+    """Of the first example; two for each weight where the counter fails, as on some functions of autograd."""
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(inputs)
+            network(full_batch(examples, [0]).inputs)
     except AssertionError:
         return 2.0 * network.layout.num_weights
     return float(counter.get_total_flops())

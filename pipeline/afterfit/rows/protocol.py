@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from afterfit.algebra import Batch
 from afterfit.errors import ConfigError
@@ -83,8 +84,19 @@ def unit_cotangents(outputs_BC: Tensor, chosen: Sequence[int] | None = None) -> 
         ConfigError: for chosen outputs that there are not, or that are chosen twice.
     """
     num_outputs = outputs_BC.shape[1]
-    if chosen is not None and (not chosen or sorted({*chosen} & {*range(num_outputs)}) != sorted(chosen)):
+    if chosen is None:
+        rows_SC = torch.eye(num_outputs, dtype=outputs_BC.dtype, device=outputs_BC.device)
+    else:
+        check_outputs(chosen, num_outputs)
+        rows_SC = one_hot(torch.tensor(chosen), num_outputs).to(outputs_BC)
+    return rows_SC.expand(len(outputs_BC), *rows_SC.shape)
+
+
+def check_outputs(chosen: Sequence[int], num_outputs: int) -> None:
+    """Refuse outputs that there are not.
+
+    Raises:
+        ConfigError: also for outputs that are chosen twice, or none.
+    """
+    if not chosen or sorted({*chosen} & {*range(num_outputs)}) != sorted(chosen):
         raise ConfigError(f"The outputs {list(chosen)} were chosen of {num_outputs}; give numbers from 0, each once.")
-    eye_CC = torch.eye(num_outputs, dtype=outputs_BC.dtype, device=outputs_BC.device)
-    eye_SC = eye_CC if chosen is None else eye_CC[list(chosen)]
-    return eye_SC.expand(len(outputs_BC), *eye_SC.shape)

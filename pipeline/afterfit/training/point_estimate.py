@@ -96,7 +96,7 @@ class Training:
         self.num_steps = self.schedule.epochs.num_steps
         self.noise = noise
         self._free = {} if noise is None else dict(noise.free)
-        self._weights = _chosen(self.network.module, settings.train) | self._free
+        self._weights = trained_weights(self.network.module, settings.train) | self._free
         self._buffers = _saved_buffers(self.network.module)
         self._is_looked_at = False
 
@@ -262,7 +262,12 @@ def _key(kind: str, name: str, value: Tensor) -> str:
     return f"{kind}_{str(value.dtype).removeprefix('torch.')}/{name}"
 
 
-def _chosen(module: nn.Module, patterns: str | Sequence[str]) -> dict[str, Tensor]:
+def trained_weights(module: nn.Module, patterns: str | Sequence[str]) -> dict[str, Tensor]:
+    """Of a module, by name.
+
+    Raises:
+        ConfigError: for a pattern that chooses none.
+    """
     named = dict(module.named_parameters())
     globs = [patterns] if isinstance(patterns, str) else patterns
     for glob in globs:

@@ -147,7 +147,7 @@ class NoisyProducts(TorchFunctionMode):
         deviation, rows = (variance + FLOOR).sqrt(), self._rows_of(call)
         sizes = (rows, *deviation.shape)
         noise = self._once(fitted, rows, lambda: torch.randn(sizes, dtype=deviation.dtype, device=deviation.device))
-        parts = call.data.reshape(rows, -1, *call.data.shape[1:]).unbind() if rows > 1 else [call.data]
+        parts = call.data.reshape(rows, -1, *call.data.shape[1:]).unbind()
         weights = call.weight + deviation * noise
         return torch.cat([call.product(data, one, call.bias) for data, one in zip(parts, weights, strict=True)])
 

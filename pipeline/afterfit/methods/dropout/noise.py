@@ -16,6 +16,7 @@ from afterfit.methods.dropout.recipe import DropoutFit
 from afterfit.methods.dropout.sites import Sites, sites_of
 from afterfit.methods.dropout.weights import NoisyWeight
 from afterfit.network.functional import Network
+from afterfit.training.point_estimate import trained_weights
 
 NAMED: Final = 3
 """Tensors that a note names."""
@@ -46,7 +47,7 @@ class WeightNoise:
         self.num_steps = num_steps
         _check_network(network)
         self.sites = sites_of(network, inputs, recipe.weights)
-        _check_names(recipe, self.sites)
+        _check_names(recipe, self.sites, network)
         self.blocks = {
             name: NoisyWeight(recipe.choices, site, tuple(network.weights[name].shape))
             for name, site in self.sites.noisy.items()
@@ -112,15 +113,15 @@ def _check_network(network: Network) -> None:
         )
 
 
-def _check_names(recipe: DropoutFit, sites: Sites) -> None:
+def _check_names(recipe: DropoutFit, sites: Sites, network: Network) -> None:
     for glob, _ in recipe.rates:
         if not any(fnmatchcase(name, glob) for name in sites.noisy):
             raise ConfigError(
                 f"The pattern {glob!r} in `method.layer_rates` chooses no weight with noise; those are "
                 f"{', '.join(list(sites.noisy)[:3])}."
             )
-    train = [recipe.settings.train] if isinstance(recipe.settings.train, str) else recipe.settings.train
-    still = [name for name in sites.noisy if not any(fnmatchcase(name, glob) for glob in train)]
+    trained = trained_weights(network.module, recipe.settings.train)
+    still = [name for name in sites.noisy if name not in trained]
     if still:
         raise ConfigError(
             f"{still[0]!r} would have noise, and `method.training.train` leaves it as it is; leave it out of "

@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from afterfit.errors import ConfigError
@@ -12,7 +11,7 @@ from afterfit.frozen import Frozen, Positive
 from afterfit.methods.ggn_nystrom import leading_ggn
 from afterfit.network.likelihoods import Likelihood
 from afterfit.network.workbench import Declaration, Outline
-from afterfit.rows.protocol import unit_cotangents
+from afterfit.rows.protocol import check_outputs
 
 USUAL, FEW = 64, 1024
 """Eigenpairs, and weights of which all are taken."""
@@ -42,7 +41,7 @@ class Querying(Frozen):
             ConfigError: for either.
         """
         if isinstance(self.outputs, tuple):
-            unit_cotangents(torch.zeros(1, num_outputs), self.outputs)
+            check_outputs(self.outputs, num_outputs)
         if self.outputs is not None and not self.is_ggn:
             raise ConfigError(
                 "Variances of outputs that are not solved for are estimated by the GGN; take it (`method.network: "

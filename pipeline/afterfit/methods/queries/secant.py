@@ -13,7 +13,8 @@ Shapes: P weights by tiles, k columns, each a problem of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,50 +70,27 @@ class Secant:
 
     def state(self) -> State:
         """As flat tensors."""
-        families = {"solution": self.solution, "residual": self.residual, "direction": self.direction}
-        tiles = {f"{family}/{name}": tile for family, of in families.items() for name, tile in of.items()}
-        small = {
-            "at/scale": self.scale_k,
-            "at/rho": self.rho_k,
-            "at/running": self.is_running_k,
-            "at/positive": self.is_positive_k,
-            "at/stuck": self.is_stuck_k,
-            "at/checked": self.checked_k,
-            "at/ended": self.ended_k,
-            "at/shrunk": self.shrunk_k,
-            "at/check": torch.tensor(self.is_check),
-            "at/fresh": torch.tensor(self.is_fresh),
-            "at/wary": torch.tensor(self.is_wary),
-            "at/evaluations": torch.tensor(self.evaluations),
-            "at/lengths": self.lengths_k,
-        }
-        return tiles | small
+        kept: State = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, dict):
+                kept |= {f"{one.name}/{name}": tile for name, tile in value.items()}
+            else:
+                kept[f"at/{one.name}"] = torch.as_tensor(value)
+        return kept
 
     @classmethod
     def of(cls, state: State) -> Secant:
         """The inverse."""
-
-        def family(prefix: str) -> Tiles:
-            return {name.partition("/")[2]: state[name] for name in state if name.startswith(f"{prefix}/")}
-
-        return cls(
-            family("solution"),
-            family("residual"),
-            family("direction"),
-            state["at/scale"],
-            state["at/lengths"],
-            state["at/rho"],
-            state["at/running"],
-            state["at/positive"],
-            state["at/stuck"],
-            state["at/checked"],
-            state["at/ended"],
-            state["at/shrunk"],
-            bool(state["at/check"]),
-            bool(state["at/fresh"]),
-            bool(state["at/wary"]),
-            int(state["at/evaluations"]),
-        )
+        kept: dict[str, Any] = {}
+        for one in fields(cls):
+            place = f"at/{one.name}"
+            if place not in state:
+                prefix = f"{one.name}/"
+                kept[one.name] = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            else:  # what has a default is a plain number
+                kept[one.name] = state[place] if one.default is MISSING else type(one.default)(state[place])
+        return cls(**kept)
 
 
 def begin(columns: Mapping[str, Tensor], precondition: Precondition) -> Secant:
@@ -160,16 +138,15 @@ def step(
     at = replace(at, evaluations=at.evaluations + 1)
     change = dict(value)
     if at.is_check or not is_linear:  # less what F(D) is known to be
-        wanted = scaled(rhs, at.shrunk_k)
-        change = {name: tile - (wanted[name] - at.residual[name]) for name, tile in change.items()}
+        change = {name: tile - (rhs[name] * at.shrunk_k.to(tile) - at.residual[name]) for name, tile in change.items()}
     if at.is_check:
         return _checked(at, change, rhs, precondition, tolerance, is_linear=is_linear)
     curvature_k = dots(at.direction, change)
     is_bent_k = at.is_running_k & ~(curvature_k > 0)
-    if bool(is_bent_k.any()) and not (at.is_fresh or is_linear):  # nothing follows from F(D) interpolated
-        return replace(at, is_check=True, is_wary=True)
-    if is_convex and not is_linear:
-        is_astray_k = is_bent_k & (at.relative_k > ASTRAY) & (at.shrunk_k > SMALLEST)
+    if bool(is_bent_k.any()) and not is_linear:
+        if not at.is_fresh:  # nothing follows from F(D) interpolated
+            return replace(at, is_check=True, is_wary=True)
+        is_astray_k = is_bent_k & (at.relative_k > ASTRAY) & (at.shrunk_k > SMALLEST) & is_convex
         if bool(is_astray_k.any()):
             return _again(at, is_astray_k, rhs, precondition)
     is_running_k = at.is_running_k & ~is_bent_k

@@ -53,7 +53,7 @@ class Solver:
             rhs: B by tiles (P_tile, k).
             cursor: its positions are micro-batches of all passes together.
 
-        Cost: a pass over the training data for each step, and one at the end where the response is not linear.
+        Cost: a pass over the training data for each step, and one at the end.
         """
         data = self.bench.data("train")
         planned = micro_batches(data, range(data.num_examples), self.bench.micro_batch)
