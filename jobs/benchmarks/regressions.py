@@ -100,6 +100,8 @@ def _scores(name: str, split: int) -> Iterator[tuple[str, float]]:
     with torch.no_grad():
         mean = network(test.inputs_NI)
     yield "map_ll", _log_density(mean, torch.full_like(mean, of_map), test.targets_N1) - unit
+    yield "map_coverage90", _coverage(mean, torch.full_like(mean, of_map), test.targets_N1)
+    yield "map_error_over_noise", float((mean - test.targets_N1).square().mean()) / of_map
     for which, method in methods(len(train.targets_N1)).items():
         posterior = afterfit.fit(network, train.items(), method=method, likelihood=Gaussian(noise))
         found = posterior.predict({"input": test.inputs_NI})
@@ -108,12 +110,17 @@ def _scores(name: str, split: int) -> Iterator[tuple[str, float]]:
         if which == "hessian_free":
             yield "noise_over_map", noise / of_map
             yield "prior_precision", posterior.facts["prior_precision"]
-            inside = (test.targets_N1 - found.mean).abs() <= WITHIN_90 * variance.sqrt()
-            yield "coverage90", float(inside.double().mean())
+            yield "epistemic_part", float((found.variance / variance).mean())
+            yield "coverage90", _coverage(found.mean, variance, test.targets_N1)
 
 
 def _log_density(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
     return float(-((targets - mean).square() / variance + (2 * math.pi * variance).log()).double().mean() / 2)
+
+
+def _coverage(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
+    """Part of targets in central intervals of 90 percent."""
+    return float(((targets - mean).abs() <= WITHIN_90 * variance.sqrt()).double().mean())
 
 
 def regression_figures(num_splits: int) -> dict[str, float]:

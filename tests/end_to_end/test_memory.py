@@ -16,9 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from afterfit.methods.queries.covariance import HELD_TENSORS
 from end_to_end.wide_fit import NUM_COLUMNS, NUM_WEIGHTS
 
 MEMORY_GB = 0.5
+MEMORY_OF_FOUR_GB = 2.5  # both outputs of one example, on both sides
 SAMPLE_S = 0.05
 
 
@@ -65,3 +67,12 @@ def test_a_gigabyte_of_columns_is_fitted_in_half_of_one(tmp_path, importable, me
     whole, _, most = at_once.result()
     assert most - baseline > 2 * grown  # the budget is what kept it small
     assert digests == whole
+
+
+@pytest.mark.slow
+def test_sixteen_refits_of_four_million_weights_stay_within_what_memory_holds_of_four(tmp_path, importable):
+    _, baseline, peak = run("hessian_free", tmp_path, MEMORY_OF_FOUR_GB)
+    grown = peak - baseline
+    print(f"\n{baseline / 1e6:.0f} MB before, {grown / 1e6:.0f} MB more")
+    budget = 0.6 * MEMORY_OF_FOUR_GB * 1e9  # what is held of columns may take .4, and there are eigenpairs
+    assert grown <= budget < 4 * NUM_WEIGHTS * 16 * HELD_TENSORS / 2  # all at once would have been far above

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from afterfit.engine import open_engine
 from afterfit.methods.ella import Ella
 from afterfit.methods.ggn_nystrom import GgnNystrom
+from afterfit.methods.hessian_free import HessianFree
 from afterfit.network.likelihoods import likelihood_named
 from afterfit.plan.execute import execute
 from afterfit.plan.posterior import posterior_plan
@@ -45,6 +46,10 @@ METHODS = {
     # More landmark rows than features, and no more than the examples have.
     "ella": (40, lambda k: Ella(num_landmarks=k + 6, num_features=k, prior_precision=1.0, temperature=1.0)),
     "ggn_nystrom": (8, lambda k: GgnNystrom(num_probes=k, prior_precision=1.0)),
+    "hessian_free": (
+        8,
+        lambda k: HessianFree(rank=k // 4, queries=4, prior_precision=1.0, lambda_sd=1e-3, max_passes=4),
+    ),
 }
 """Name -> number of examples, and the method with so many columns. The sketch has a rank of at most 8."""
 

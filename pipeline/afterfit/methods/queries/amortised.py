@@ -100,10 +100,11 @@ class AmortisedVariances(Asking):
 
     def pays(self, num_queries: int) -> bool:
         """Whether it may take fewer refits than one for each query."""
-        return self.is_score or self._least < num_queries
+        return self.is_score or self.least < num_queries
 
     @property
-    def _least(self) -> int:
+    def least(self) -> int:
+        """Refits with signs that there will be at least."""
         return PILOT if self.num_refits == "auto" else self.num_refits
 
     def check(self, num_queries: int) -> None:
@@ -113,10 +114,11 @@ class AmortisedVariances(Asking):
             ConfigError: naming the number.
         """
         if not self.pays(num_queries):
-            raise ConfigError(f"{self._least} refits with signs are asked for, and {_cheaper(num_queries)}")
+            raise ConfigError(f"{self.least} refits with signs are asked for, and {_cheaper(num_queries)}")
 
     def units(self, outline: Outline) -> Sequence[Unit]:
-        """One."""
+        """One; refused at once where memory does not hold the refits that there will be at least."""
+        _check_held(1 if self.is_score else self.least, self.queries_at_once(outline, 1))
         return [Unit("all", {"stop": self.asked(outline.num_examples(self.role))})]
 
     def on(self, bench: Workbench) -> _AmortisedTask:
@@ -160,8 +162,7 @@ class _AmortisedTask:
 
     def _by_signs(self, queries: Queries, num_queries: int, cursor: Cursor) -> Answers:
         asked, fits = self.recipe.num_refits, self.recipe.queries_at_once(self.bench, 1)
-        first = PILOT if asked == "auto" else asked
-        _check_held(first, fits)
+        first = self.recipe.least
         known_Q = queries.known()
         if asked != "auto":
             return self._answers(queries, known_Q, range(first), cursor)

@@ -23,9 +23,9 @@ from afterfit.resources import GB
 
 HELD_SHARE = 0.4
 """Part of `memory_gb` for what is held of each column."""
-HELD_TENSORS = 14
-"""Of a column: two right-hand sides; solution, residual and direction before and after a step; image, point, change,
-what preconditioning gives, and what a column that begins again has."""
+HELD_TENSORS = 13
+"""Of a column, measured: right-hand sides; solution, residual and direction before and after a step; image, change,
+what preconditioning gives, and tiles in float64."""
 AT_ONCE = 8
 """Examples of a group, at most, so that workers have groups to share."""
 CORE_BYTES = 8

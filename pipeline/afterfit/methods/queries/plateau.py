@@ -72,7 +72,8 @@ class Plateau(Solving):
     may_fall_back: bool = False
 
     def units(self, outline: Outline) -> Sequence[Unit]:
-        """One."""
+        """One; refused at once where memory does not hold one query at all lambdas."""
+        self.queries_at_once(outline, len(self.grid))
         return [Unit("all")]
 
     def on(self, bench: Workbench) -> _PlateauTask:

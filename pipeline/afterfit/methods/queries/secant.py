@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from afterfit.algebra import State
-from afterfit.methods.queries.preconditioner import dots, scaled
+from afterfit.methods.queries.preconditioner import dots
 
 FALLEN = 0.1
 """Part of a residual after which F is evaluated again, once interpolation has failed."""
@@ -95,7 +95,7 @@ class Secant:
 
 def begin(columns: Mapping[str, Tensor], precondition: Precondition) -> Secant:
     """At D = 0, where the residual is B."""
-    residual = dict(columns)
+    residual = {name: tile.clone() for name, tile in columns.items()}
     direction = precondition(residual)
     lengths_k = dots(residual, residual).sqrt()
     return Secant(
@@ -168,10 +168,12 @@ def step(
     is_grown_k = is_running_k & (relative_k > GROWN * at.checked_k) & (not is_linear)
     is_due = not bool(is_running_k.any()) or (at.is_wary and bool(is_far_k.any())) or bool(is_grown_k.any())
     scale_k = torch.where(is_running_k, amount_k * at.scale_k, at.scale_k)
-    direction = _plus(steepest, at.direction, conjugacy_k / at.scale_k)
     return replace(
         moved,
-        direction=scaled(direction, scale_k),
+        direction={
+            name: (tile + at.direction[name] * (conjugacy_k / at.scale_k).to(tile)) * scale_k.to(tile)
+            for name, tile in steepest.items()
+        },
         scale_k=scale_k,
         rho_k=dots(residual, steepest),
         is_running_k=is_running_k,
@@ -201,12 +203,11 @@ def _checked(
     is_running_k = at.is_positive_k & ~is_stuck_k & (relative_k > tolerance)
     steepest = precondition(residual)
     # The direction stays conjugate to those before, but for what was not known of the residual.
-    correction = precondition({name: -tile for name, tile in excess.items()})
-    direction = _plus(at.direction, correction, at.scale_k)
+    direction = _plus(at.direction, precondition(excess), -at.scale_k)
     is_uphill_k = ~(dots(residual, direction) > 0) | ~(wrong_k <= ASTRAY)
-    direction = {
-        name: torch.where(is_uphill_k.to(tile.device), steepest[name], tile) for name, tile in direction.items()
-    }
+    for name, tile in direction.items():
+        chosen_k = is_uphill_k.to(tile.device)
+        tile[:, chosen_k] = steepest[name][:, chosen_k]
     found = replace(
         found,
         direction=direction,
@@ -222,25 +223,22 @@ def _checked(
 
 
 def _again(at: Secant, which_k: Tensor, rhs: Mapping[str, Tensor], precondition: Precondition) -> Secant:
-    """Some columns from D = 0 with a tenth of B, along which F is straighter; nothing else goes on from far away."""
+    """Some columns, in place, from D = 0 with a tenth of B, along which F is straighter; from afar nothing goes on."""
     shrunk_k = torch.where(which_k, at.shrunk_k * SHRINK, at.shrunk_k)
-    start = begin(scaled(rhs, shrunk_k), precondition)
-
-    def chosen(new: Tiles, old: Tiles) -> Tiles:
-        return {name: torch.where(which_k.to(tile.device), tile, old[name]) for name, tile in new.items()}
-
+    chosen = {name: tile[:, which_k.to(tile.device)] * shrunk_k[which_k].to(tile) for name, tile in rhs.items()}
+    start = begin(chosen, precondition)
+    for old, new in ((at.solution, start.solution), (at.residual, start.residual), (at.direction, start.direction)):
+        for name, tile in old.items():
+            tile[:, which_k.to(tile.device)] = new[name]
     return replace(
         at,
-        solution=chosen(start.solution, at.solution),
-        residual=chosen(start.residual, at.residual),
-        direction=chosen(start.direction, at.direction),
-        scale_k=torch.where(which_k, start.scale_k, at.scale_k),
-        lengths_k=torch.where(which_k, start.lengths_k, at.lengths_k),
-        rho_k=torch.where(which_k, start.rho_k, at.rho_k),
+        scale_k=at.scale_k.masked_scatter(which_k, start.scale_k),
+        lengths_k=at.lengths_k.masked_scatter(which_k, start.lengths_k),
+        rho_k=at.rho_k.masked_scatter(which_k, start.rho_k),
         is_running_k=at.is_running_k | which_k,
         is_stuck_k=at.is_stuck_k & ~which_k,
-        checked_k=torch.where(which_k, 1.0, at.checked_k),
-        ended_k=torch.where(which_k, torch.inf, at.ended_k),
+        checked_k=at.checked_k.masked_fill(which_k, 1.0),
+        ended_k=at.ended_k.masked_fill(which_k, torch.inf),
         shrunk_k=shrunk_k,
         is_check=False,
         is_fresh=False,

@@ -68,9 +68,11 @@ class Solver:
                 position += 1
                 if position % len(planned):
                     self._reached(cursor, position, len(planned), at, image)
+            self._add_prior(image, point)
+            del point  # as large as all columns
             at = step(
                 at,
-                self._with_prior(image, point),
+                image,
                 rhs,
                 self.preconditioner,
                 self.tolerance,
@@ -91,9 +93,9 @@ class Solver:
         kept = {IMAGE + name: tile for name, tile in image.items()}
         cursor.reached(position, max(self.max_passes * each, position), {**at.state(), **kept})
 
-    def _with_prior(self, image: Tiles, point: Tiles) -> dict[str, Tensor]:
-        prior = self.preconditioner.prior_precision
-        return {name: tile + prior * point[name] for name, tile in image.items()}
+    def _add_prior(self, image: Tiles, point: Tiles) -> None:
+        for name, tile in image.items():
+            tile.add_(point[name], alpha=self.preconditioner.prior_precision)
 
 
 def zero_tiles(response: Response, num_columns: int) -> dict[str, Tensor]:
