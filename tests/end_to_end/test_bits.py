@@ -35,10 +35,8 @@ def test_another_store_and_process_and_no_saves_in_between_do_not_change_the_dig
 # Ray Train copies Ray Data's settings, some of which warn about themselves even at their defaults (Ray 2.60).
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray.data.context")
-@pytest.mark.parametrize(
-    ("fit", "workers"),
-    [*((fit, workers) for fit in FITS for workers in (1, 2, 3)), ("slang", 4), ("variational_dropout", 4)],
-)
+@pytest.mark.parametrize("workers", [1, 3])  # two are those of the killed ones
+@pytest.mark.parametrize("fit", FITS)
 def test_ray_gives_the_bits_of_the_in_process_engine(tmp_path, ray_address, uninterrupted, fit, workers):
     made = run_fit(fit, str(tmp_path), engine="ray", workers=workers, checkpoint_s=60.0)
     assert made == uninterrupted(fit).digests

@@ -71,6 +71,7 @@ def test_work_that_is_done_twice_is_noticed(tmp_path, forks, uninterrupted):
         ("ggn_nystrom", "write", ("basis/", "basis.arrow")),
         ("null_space_cg", "item", ("draws-00000/", "/sum/")),
         ("slang", "write", ("variational/", "/slice-001", "factor")),
+        ("hessian_free", "item", ("covariance-test/", "/at/")),
     ],
 )
 def test_a_killed_worker_is_replaced_by_one_that_goes_on(tmp_path, forks, ray_address, uninterrupted, fit, kind, words):

@@ -124,6 +124,9 @@ def test_a_score_has_one_unit_whatever_it_is_asked_among(project, monkeypatch):
         good("predict", "scores", "--data", f"{name}.parquet", "--out", f"scored-{name}.parquet")
         found.append(pq.read_table(f"scored-{name}.parquet")["variance"][0].as_py())
     assert found[1] == pytest.approx(found[0], rel=1e-4)
+    record = afterfit.load("scores").record
+    by_run = open_store("scores").read(record.stages["predictions-test"]).table("predictions")["variance"][0].as_py()
+    assert by_run == pytest.approx(found[0], rel=1e-4)
 
 
 def test_a_few_new_rows_are_answered_one_by_one_after_signs(project, monkeypatch):

@@ -36,7 +36,7 @@ class HessianFree(Querying):
     """lambda times the output's standard deviation; `auto`, or a grid: where variances are flat, on a few queries."""
     tolerance: Positive = 3e-3
     """Length of a refit's last gradient, relative to lambda times that of the output."""
-    max_passes: int = Field(60, gt=1)
+    max_passes: int = Field(120, gt=1)
     """Over the training data, of a refit."""
     amortised: Amortised | None = None
     """`hutchinson`: variances of all queries from a few refits with signs, unbiased, with standard errors; `score`:
@@ -94,6 +94,7 @@ class HessianFree(Querying):
             num_refits=self.num_refits,
             seed=self.seed,
             direction="validation" if self.amortised == "score" else role,
+            num_raised=self.queries,
         )
 
     def _solving(self, likelihood: Likelihood) -> dict[str, Any]:

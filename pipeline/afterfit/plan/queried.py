@@ -167,6 +167,13 @@ def _notes(made: Artifact) -> Iterator[str]:
         queries = made.table("queries")
         residual, error = (torch.tensor(queries[name].to_pylist()) for name in ("residual", "error"))
         yield from told(residual, error, made.facts["tolerance"])
+        num, outputs = made.tensor("mean").shape
+        estimated = outputs - queries.num_rows // max(num, 1)
+        if estimated:
+            yield (
+                f"Variances of {estimated} of {outputs} outputs of each example are estimates; those of the others are "
+                "solved for."
+            )
 
 
 def outputs_of(mean_BC: Tensor, covariance_BCC: Tensor, indexes_B: Tensor, likelihood: Likelihood) -> Gaussian:

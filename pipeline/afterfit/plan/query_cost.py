@@ -21,8 +21,8 @@ def _solved(recipe: Solving, num_columns: int, num_groups: int, sizes: Sizes) ->
     count = sizes.num_examples("train")
     if recipe.kind in ("ggn", "linearised"):
         each = sizes.ggn_times(count, num_columns, 1)
-    else:  # a gradient for each column, and one before; a product with the Hessian is about two
-        each = 3 * sizes.forward(count) * (num_columns * (2 if recipe.kind == "hessian" else 1) + 1)
+    else:  # a gradient before and after for each column; a product with the Hessian is about two
+        each = 3 * sizes.forward(count) * (2 * num_columns + 1)
     steps = 4.0 * sizes.num_weights * sizes.num_features * num_columns
     columns = float(num_columns * recipe.column_bytes(sizes.num_weights, sizes.state_bytes))
     rows = row_bytes("train", sizes)
@@ -34,23 +34,19 @@ def _asked(recipe: Asking, sizes: Sizes) -> int:
     return recipe.asked(sizes.num_examples(recipe.role))
 
 
-def _stored(recipe: Any, sizes: Sizes) -> float:
-    count, outputs = _asked(recipe, sizes), sizes.num_outputs
-    return float(count * (8 * (outputs + outputs**2) + PLACE_BYTES))
-
-
 def _covariances(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:
     largest = max(unit.details["stop"] - unit.details["start"] for unit in units)
     asked = num_asked(recipe.outputs, sizes.num_outputs)
     counted = _solved(recipe, largest * asked * recipe.num_sides, len(units), sizes)
-    table = TABLE_BYTES * _asked(recipe, sizes) * asked
-    return counted._replace(stored_bytes=_stored(recipe, sizes) + table)
+    outputs = sizes.num_outputs
+    each = 8 * (outputs + outputs**2) + PLACE_BYTES + TABLE_BYTES * asked
+    return counted._replace(stored_bytes=float(each * _asked(recipe, sizes)))
 
 
 def _amortised(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001
     asked = PILOT if recipe.num_refits == "auto" else recipe.num_refits
     counted = _solved(recipe, (1 if recipe.is_score else asked) * recipe.num_sides, 1, sizes)
-    return counted._replace(stored_bytes=_stored(recipe, sizes) + 8.0 * _asked(recipe, sizes) * sizes.num_outputs)
+    return counted._replace(stored_bytes=float(_asked(recipe, sizes) * (8 * 3 * sizes.num_outputs + PLACE_BYTES)))
 
 
 def _plateau(recipe: Any, units: Sequence[Unit], sizes: Sizes) -> Counted:  # noqa: ARG001

@@ -24,7 +24,7 @@ from afterfit.algebra import Batch, Cursor, Result, Unit, Unsaved, batches, in_d
 from afterfit.errors import ConfigError
 from afterfit.methods.queries.chosen import known
 from afterfit.methods.queries.covariance import Asking
-from afterfit.methods.queries.refits import influence, told
+from afterfit.methods.queries.refits import influence, unended
 from afterfit.methods.queries.solving import Solver, zero_tiles
 from afterfit.network.workbench import Outline, Workbench
 from afterfit.precision import CORE
@@ -44,20 +44,13 @@ class Estimate(NamedTuple):
     error_Q: Tensor  # standard error
 
 
-class Reached(NamedTuple):
-    """By refits; see `Influence`."""
-
-    residual_k: Tensor
-    error_k: Tensor
-
-
 class Answers(NamedTuple):
     """Of refits with signs: s_q times how far the sum of s_p f_p moves query q."""
 
     known_Q: Tensor  # variances by the leading eigenpairs and the prior
     raw_QR: Tensor
     known_QR: Tensor  # what the leading eigenpairs and the prior say of the same
-    reached: Reached
+    residual_R: Tensor  # see `Influence`
 
     def estimate(self) -> Estimate:
         """With what is known taken out first, if what is left then varies less."""
@@ -72,7 +65,7 @@ class Answers(NamedTuple):
             self.known_Q,
             torch.cat([self.raw_QR, more.raw_QR], dim=1),
             torch.cat([self.known_QR, more.known_QR], dim=1),
-            Reached(*(torch.cat(both) for both in zip(self.reached, more.reached, strict=True))),
+            torch.cat([self.residual_R, more.residual_R]),
         )
 
 
@@ -85,13 +78,14 @@ class AmortisedVariances(Asking):
     Cost: some passes over the training data for all R refits together, and two over the queries.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     verb: ClassVar[str] = "map"
 
     amortised: Amortised
     num_refits: int | Literal["auto"]
     seed: int
     direction: str  # role whose outputs a score raises: one for all data sets, so that their scores have one unit
+    num_raised: int | None  # the first of these, however many are asked about; None: all
 
     @property
     def is_score(self) -> bool:
@@ -137,28 +131,29 @@ class _AmortisedTask:
         kept = queries.outputs()
         num_queries = kept["mean"].numel()
         if recipe.is_score:
-            found, reached = self._score(queries, cursor)
+            found, residual_R = self._score(queries, cursor)
             num = 1
         else:
             answers = self._by_signs(queries, num_queries, cursor)
-            found, reached, num = answers.estimate(), answers.reached, answers.raw_QR.shape[1]
+            found, residual_R, num = answers.estimate(), answers.residual_R, answers.raw_QR.shape[1]
         kept |= {"variance": found.variance_Q.view_as(kept["mean"]).clamp_min(0)}
         kept |= {"error": found.error_Q.view_as(kept["mean"])}
-        notes = [*_notes(found, recipe.amortised, num), *told(reached.residual_k, reached.error_k, recipe.tolerance)]
+        notes = [*_notes(found, recipe.amortised, num), *unended(residual_R, recipe.tolerance, "refits")]
         return Result(
             tensors={family: [("all", values)] for family, values in in_data_order(kept).items()},
             facts={"num_refits": num, "notes": notes},
         )
 
-    def _score(self, queries: Queries, cursor: Cursor) -> tuple[Estimate, Reached]:
+    def _score(self, queries: Queries, cursor: Cursor) -> tuple[Estimate, Tensor]:
         """How far each output moves when the mean absolute output of `direction` is raised."""
         recipe, solver = self.recipe, queries.solver
-        raised = Queries(solver, recipe.direction, recipe.asked(self.bench.num_examples(recipe.direction)))
+        count = self.bench.num_examples(recipe.direction)
+        raised = Queries(solver, recipe.direction, min(count, recipe.num_raised or count))
         mean_nC = raised.outputs()["mean"]
         rhs = raised.summed(mean_nC.flatten().sign()[:, None] / mean_nC.numel())
         found = influence(solver, rhs, recipe.sides, recipe.at(self.bench), cursor).checked()
         score_Q = torch.cat([found.moved(solver, batch).flatten().cpu() for batch in queries]).abs()
-        return Estimate(score_Q, torch.zeros_like(score_Q)), Reached(found.residual_k, found.error_k)
+        return Estimate(score_Q, torch.zeros_like(score_Q)), found.residual_k
 
     def _by_signs(self, queries: Queries, num_queries: int, cursor: Cursor) -> Answers:
         asked, fits = self.recipe.num_refits, self.recipe.queries_at_once(self.bench, 1)
@@ -181,8 +176,7 @@ class _AmortisedTask:
         known = solver.preconditioner.low_rank()(rhs)
         raw = [found.moved(solver, batch).cpu().flatten(0, 1) for batch in queries]
         left = [solver.response.times(batch, known).cpu().flatten(0, 1) for batch in queries]
-        reached = Reached(found.residual_k, found.error_k)
-        return Answers(known_Q, signs_QR * torch.cat(raw), signs_QR * torch.cat(left), reached)
+        return Answers(known_Q, signs_QR * torch.cat(raw), signs_QR * torch.cat(left), found.residual_k)
 
 
 @dataclass(frozen=True)
@@ -255,8 +249,9 @@ def estimated(known_Q: Tensor, answers_QR: Tensor) -> Estimate:
 
 def needed(estimate: Estimate, num_refits: int) -> int:
     """Refits for the accuracy that `auto` asks for, by the spread of a few of them."""
-    relative = estimate.error_Q / estimate.variance_Q.clamp_min(torch.finfo(CORE).tiny)
-    return max(num_refits, math.ceil(num_refits * (float(relative.median()) / ACCURACY) ** 2))
+    relative = float((estimate.error_Q / estimate.variance_Q.clamp_min(torch.finfo(CORE).tiny)).median())
+    wanted = num_refits * (relative / ACCURACY) ** 2 if relative < 1 / torch.finfo(CORE).eps else math.nan
+    return max(num_refits, math.ceil(wanted)) if math.isfinite(wanted) else len(estimate.variance_Q)
 
 
 def _check_held(num_refits: int, fits: int) -> None:

@@ -71,21 +71,34 @@ def completed(solver: Solver, batch: Batch, found_BCA: Tensor, places_BA: Tensor
     """(B, C, C) in float64 from the columns that are known; cost of the others: C rows an example, once."""
     if places_BA.shape[1] == found_BCA.shape[1]:
         return among(found_BCA, places_BA)
+    asked_BCA = _with_rows(found_BCA, places_BA, among(found_BCA, places_BA))
     above_BCC = torch.cat([known(solver, part) for part in pieces_of(batch, solver.bench.micro_batch)])
     columns_BCA = above_BCC.gather(2, places_BA[:, None].expand(-1, above_BCC.shape[1], -1))
     above_BA, found_BA = (among(of, places_BA).diagonal(dim1=1, dim2=2) for of in (columns_BCA, found_BCA))
     seen_BCC = _through(found_BCA, places_BA)
     unseen_BCC = above_BCC - _through(columns_BCA - found_BCA, places_BA) - seen_BCC
     part_B = (found_BA.sum(dim=1) / above_BA.sum(dim=1).clamp_min(torch.finfo(CORE).tiny)).clamp(0, 1)
-    return seen_BCC + part_B[:, None, None] * unseen_BCC
+    whole_BCC = seen_BCC + part_B[:, None, None] * unseen_BCC
+    whole_BCC.diagonal(dim1=1, dim2=2).clamp_min_(0)
+    return _with_rows(_with_rows(whole_BCC.mT, places_BA, asked_BCA.mT).mT, places_BA, asked_BCA.mT)
+
+
+def _with_rows(of_BCC: Tensor, places_BA: Tensor, rows_BAC: Tensor) -> Tensor:
+    """With other rows at these places."""
+    return of_BCC.scatter(1, places_BA[:, :, None].expand_as(rows_BAC), rows_BAC)
 
 
 def _through(columns_BCA: Tensor, places_BA: Tensor) -> Tensor:
     """X_CA X_AA^-1 X_AC of a positive semi-definite X, the largest matrix below it that these columns tell."""
+    chosen_BAA = among(columns_BCA, places_BA)
+    scale_BA = chosen_BAA.diagonal(dim1=1, dim2=2)  # outputs may have units of their own
+    scale_BA = torch.where(scale_BA > 0, scale_BA, torch.inf).rsqrt()
     with one_thread():  # more of them change bits
-        values_BA, vectors_BAA = torch.linalg.eigh(among(columns_BCA, places_BA))
+        values_BA, vectors_BAA = torch.linalg.eigh(scale_BA[:, :, None] * chosen_BAA * scale_BA[:, None])
     is_told_BA = values_BA > RELATIVE * values_BA[:, -1:].clamp_min(0)
-    roots_BCA = (columns_BCA @ vectors_BAA) * torch.where(is_told_BA, values_BA, torch.inf).rsqrt()[:, None]
+    roots_BCA = (columns_BCA * scale_BA[:, None] @ vectors_BAA) * torch.where(is_told_BA, values_BA, torch.inf).rsqrt()[
+        :, None
+    ]
     return roots_BCA @ roots_BCA.mT
 
 

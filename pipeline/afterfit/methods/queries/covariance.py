@@ -23,7 +23,7 @@ from afterfit.resources import GB
 
 HELD_SHARE = 0.4
 """Part of `memory_gb` for what is held of each column."""
-HELD_TENSORS = 13
+HELD_TENSORS = 14
 """Of a column, measured: right-hand sides; solution, residual and direction before and after a step; image, change,
 what preconditioning gives, and tiles in float64."""
 AT_ONCE = 8
@@ -116,7 +116,7 @@ class QueryCovariances(Asking):
     Cost: of each group of examples some passes over the training data, with C rows an example.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     verb: ClassVar[str] = "map"
 
     outputs: Outputs = None

@@ -64,7 +64,7 @@ class Plateau(Solving):
     Cost: as of a group of queries, for each lambda.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     verb: ClassVar[str] = "map"
 
     grid: tuple[float, ...]
@@ -101,7 +101,10 @@ class _PlateauTask:
             kind = "linearised"
             tried = self._tried(kind, cursor)
         level = widest(recipe.grid, tried.variances_gk, tried.is_usable_g(recipe.tolerance))
-        notes.append(_told(level, tried))
+        if not bool((tried.residual_g <= recipe.tolerance).any()):
+            level = level._replace(decades=0.0)  # steps that were cut short do not depend on lambda
+        if len(recipe.grid) > 1:
+            notes.append(_told(level, tried, recipe.tolerance))
         residual = float(tried.residual_g.min())
         facts = {"kind": kind, **level._asdict(), "residual": residual, "notes": notes}
         return Result(tables={"plateau": _table(recipe.grid, tried)}, facts=facts)
@@ -135,9 +138,11 @@ class _PlateauTask:
         return self.bench.data(ROLE).batch(list(chosen))
 
 
-def _told(level: Level, tried: Tried) -> str:
+def _told(level: Level, tried: Tried, tolerance: float) -> str:
     num = tried.variances_gk.shape[1]
     at = f"refits take lambda times deviation = {level.lambda_sd:.1e}"
+    if not bool((tried.residual_g <= tolerance).any()):
+        return f"No refit at any lambda went to its end, so that no plateau is known; {at}."
     if not level.decades:
         return f"The refits of only one lambda went to their end, so that no plateau is known; {at}."
     if level.spread > FLAT:

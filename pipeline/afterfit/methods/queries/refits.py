@@ -35,7 +35,7 @@ class Influence:
     refits: list[dict[str, Tensor]]  # displacements by tiles (P_tile, k): of one side or both
     weights_k: list[Tensor]  # of each in the sum
     residual_k: Tensor
-    error_k: Tensor  # bound on what a variance lacks, relative; see `Solved`
+    error_k: Tensor  # bound on what a variance lacks, relative, or NaN; see `Solved`
     is_positive_k: Tensor
     passes: int
 
@@ -79,19 +79,24 @@ class Influence:
         return torch.stack(parts)
 
 
-def told(residual_k: Tensor, error_k: Tensor, tolerance: float) -> Iterator[str]:
-    """What people should know of queries that did not get where they should."""
-    num, short = len(residual_k), int((~(residual_k <= tolerance)).sum())
+def unended(residual_k: Tensor, tolerance: float, what: str) -> Iterator[str]:
+    """That some did not get to their end."""
+    short = int((~(residual_k <= tolerance)).sum())
     if short:
         yield (
-            f"{short} of {num} queries ended above `method.tolerance: {tolerance:g}` (the worst at "
+            f"{short} of {len(residual_k)} {what} ended above `method.tolerance: {tolerance:g}` (the worst at "
             f"{float(residual_k.nan_to_num(torch.inf).max()):.1e}); raise `method.max_passes`, `method.rank` or "
-            "`method.prior_precision`."
+            "`method.prior_precision`, or take the network to float64, if it is rounding that is in the way."
         )
-    lacking = int((~(error_k <= LACKING)).sum())
+
+
+def told(residual_k: Tensor, error_k: Tensor, tolerance: float) -> Iterator[str]:
+    """What people should know of queries that did not get where they should."""
+    yield from unended(residual_k, tolerance, "queries")
+    lacking = int((error_k > LACKING).sum())  # of what is known of it
     if lacking:
         yield (
-            f"Of the variances of {lacking} of {num} queries more than {LACKING:.0%} may be missing; lower "
+            f"Of the variances of {lacking} of {len(error_k)} queries more than {LACKING:.0%} may be missing; lower "
             "`method.tolerance`, or raise `method.rank`."
         )
 
@@ -116,7 +121,7 @@ def influence(solver: Solver, rhs: Tiles, sides: Sides, lambda_sd: float | Tenso
     deviations_k = dots(rhs, solver.preconditioner.low_rank()(rhs)).clamp_min(0).sqrt()
     lambdas_k = torch.where(deviations_k > 0, lambda_sd / deviations_k, 1.0)
     signs = (1.0, -1.0) if sides == "two" else (1.0,)
-    solved = solver.solve(beside([scaled(rhs, sign * lambdas_k) for sign in signs]), cursor)
+    solved = solver.solve(beside([scaled(rhs, sign * lambdas_k) for sign in signs]), cursor, len(signs))
     return _from_refits(solved, lambdas_k, signs)
 
 

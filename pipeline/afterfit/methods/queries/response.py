@@ -48,8 +48,8 @@ class Response(Protocol):
         """That is differentiated."""
         ...
 
-    def add(self, batch: Batch, columns: Tiles, into: Tiles) -> None:
-        """Add a micro-batch's part to tiles (P_tile, k)."""
+    def add(self, batch: Batch, start: Tiles | None, move: Tiles, into: Tiles) -> None:
+        """Add to tiles (P_tile, k) what the step from one displacement (None: none) changes a micro-batch's part by."""
         ...
 
     def moved(self, batch: Batch, columns: Tiles) -> Tensor:
@@ -121,25 +121,32 @@ class _WithRows:
 class OutputResponse(_WithRows):
     """`ggn` and `linearised`: through J alone. Cost: C rows an example, 4 B C P k."""
 
-    def add(self, batch: Batch, columns: Tiles, into: Tiles) -> None:
-        """See `Response`."""
+    def add(self, batch: Batch, start: Tiles | None, move: Tiles, into: Tiles) -> None:
+        """See `Response`. The difference is made of outputs, in float64, before anything is summed in less."""
         rows = self.backend.rows(batch, unit_cotangents)
-        moved_BCk = rows.times(columns)
+        moved_BCk = rows.times(move)
         outputs_BC = rows.outputs_BC.to(CORE)
         if self.kind == "ggn":
             answer_BCk = self.likelihood.hessian(outputs_BC) @ moved_BCk
         else:
-            answer_BCk = self._change(outputs_BC, moved_BCk, targets_of(batch).to(outputs_BC.device))
+            start_BCk = torch.zeros_like(moved_BCk) if start is None else rows.times(start)
+            answer_BCk = self._change(outputs_BC, start_BCk, moved_BCk, targets_of(batch).to(outputs_BC.device))
         rows.transpose_times(answer_BCk, into)
 
-    def _change(self, outputs_BC: Tensor, moved_BCk: Tensor, targets: Tensor) -> Tensor:
-        before_BC = self.likelihood.gradient(outputs_BC, targets)
+    def _change(self, outputs_BC: Tensor, start_BCk: Tensor, moved_BCk: Tensor, targets: Tensor) -> Tensor:
         parts = []
-        for some_BCk in moved_BCk.split(AT_ONCE, dim=2):  # columns as further examples
-            there = (outputs_BC[..., None] + some_BCk).movedim(2, 0).flatten(0, 1)
-            after = self.likelihood.gradient(there, targets.repeat(some_BCk.shape[2], *[1] * (targets.dim() - 1)))
-            parts.append(before_BC[..., None] - after.unflatten(0, (-1, len(before_BC))).movedim(0, 2))
+        for from_BCk, by_BCk in zip(start_BCk.split(AT_ONCE, 2), moved_BCk.split(AT_ONCE, 2), strict=True):
+            before_BCk = outputs_BC[..., None] + from_BCk
+            before, after = (self._gradients(there, targets) for there in (before_BCk, before_BCk + by_BCk))
+            parts.append(before - after)
         return torch.cat(parts, dim=2)
+
+    def _gradients(self, there_BCk: Tensor, targets: Tensor) -> Tensor:
+        """Of the log density, columns as further examples."""
+        num_examples, _, num_columns = there_BCk.shape
+        targets = targets.repeat(num_columns, *[1] * (targets.dim() - 1))
+        found = self.likelihood.gradient(there_BCk.movedim(2, 0).flatten(0, 1), targets)
+        return found.unflatten(0, (num_columns, num_examples)).movedim(0, 2)
 
     def moved(self, batch: Batch, columns: Tiles) -> Tensor:
         """See `Response`."""
@@ -148,26 +155,36 @@ class OutputResponse(_WithRows):
 
 @dataclass(frozen=True)
 class WeightResponse(_WithRows):
-    """`hessian` and `exact`: through the network itself, a column at a time. Cost: k (+ 1) passes of training."""
+    """`hessian` and `exact`: through the network itself, a column at a time. Cost: 2 k passes of training."""
 
-    def add(self, batch: Batch, columns: Tiles, into: Tiles) -> None:
+    def add(self, batch: Batch, start: Tiles | None, move: Tiles, into: Tiles) -> None:
         """See `Response`."""
-        weights = {name: weight.detach().requires_grad_() for name, weight in self.network.weights.items()}
-        gradient = self._gradient(batch, weights, create_graph=self.kind == "hessian")
-        for number, direction in enumerate(_blocks(self.network, columns)):
-            if self.kind == "hessian":
-                product = sum((gradient[name] * direction[name]).sum() for name in gradient)
-                assert isinstance(product, Tensor)
-                answer = _derivatives(product, weights, retain_graph=True)
-            else:
-                moved = {name: (weight + direction[name]).detach() for name, weight in weights.items()}
-                after = self._gradient(batch, {name: value.requires_grad_() for name, value in moved.items()})
-                answer = {name: after[name] - gradient[name] for name in after}
+        answers = self._products(batch, move) if self.kind == "hessian" else self._changes(batch, start, move)
+        for number, answer in enumerate(answers):
             for tile in self.network.layout:
                 into[tile.name][:, number] += self.network.layout.cut(answer, tile).to(into[tile.name])
 
+    def _products(self, batch: Batch, move: Tiles) -> Iterator[dict[str, Tensor]]:
+        weights = {name: weight.detach().requires_grad_() for name, weight in self.network.weights.items()}
+        gradient = self._gradient(batch, weights, create_graph=True)
+        for direction in _blocks(self.network, move):
+            product = sum((gradient[name] * direction[name]).sum() for name in gradient)
+            assert isinstance(product, Tensor)
+            yield _derivatives(product, weights, retain_graph=True)
+
+    def _changes(self, batch: Batch, start: Tiles | None, move: Tiles) -> Iterator[dict[str, Tensor]]:
+        at = self.network.weights
+        trained = self._gradient(batch, at) if start is None else {}
+        for here, there in zip(_blocks(self.network, start or move), _blocks(self.network, move), strict=True):
+            weights = at if start is None else {name: weight + here[name] for name, weight in at.items()}
+            before = trained if start is None else self._gradient(batch, weights)
+            after = self._gradient(batch, {name: weight + there[name] for name, weight in weights.items()})
+            yield {name: after[name] - before[name] for name in after}
+
     def _gradient(self, batch: Batch, weights: Tiles, *, create_graph: bool = False) -> dict[str, Tensor]:
         """Of the negative log density, by blocks. Fused attention has no second derivative, so it is made plain."""
+        if not create_graph:
+            weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with sdpa_kernel(SDPBackend.MATH):
             outputs_BC = self.network(batch.inputs, weights)
             loss = -self.likelihood.log_density(outputs_BC, targets_of(batch).to(outputs_BC.device)).sum()

@@ -1,11 +1,11 @@
-"""Conjugate gradients along secants: solves F(D) = B for an F that need not be linear, by evaluations of F alone.
+"""Conjugate gradients along secants: solves F(D) = B for an F that need not be linear, by differences of F alone.
 
-F(0) = 0, and its derivative is symmetric. A step evaluates F at the end of a direction p, and the difference from what
-F is known to be at the start is what a Hessian-vector product would give. For a linear F these are conjugate gradients
-with preconditioning; for one that is nearly linear, as within a refit of small lambda, the steps are theirs but for the
-curvature's change. What F is at the solution is interpolated, so that it is evaluated there at the end; where that was
-not as expected, the steps go on from there, and F is evaluated again whenever the residual has fallen by much. A column
-that has gone astray, as F bends too much over it, begins again with a tenth of its B.
+F(0) = 0, and its derivative is symmetric. A step evaluates F(D + p) - F(D) along a direction p, which is what a
+Hessian-vector product would give. For a linear F these are conjugate gradients with preconditioning; for one that is
+nearly linear, as within a refit of small lambda, the steps are theirs but for the curvature's change. What F is at the
+solution is interpolated, so that it is evaluated there at the end; where that was not as expected, the steps go on from
+there. Where F need not be convex and shows no positive curvature, a column begins again with a tenth of its B, over
+which F is straighter, until that is too little to tell. All columns share the evaluations, each for what it needs.
 
 Shapes: P weights by tiles, k columns, each a problem of its own.
 """
@@ -22,16 +22,25 @@ from torch import Tensor
 from afterfit.algebra import State
 from afterfit.methods.queries.preconditioner import dots
 
-FALLEN = 0.1
-"""Part of a residual after which F is evaluated again, once interpolation has failed."""
-GROWN = 10.0
-"""Times a residual after which it is; that of conjugate gradients may well grow for a while."""
-ASTRAY, WRONG = 0.5, 0.1
-"""A column begins again where at D the residual is above this part of B, and was off by this part of itself."""
 SHRINK, SMALLEST = 0.1, 1e-5
-"""Of B, each time, and in all."""
+"""Of B, where F bends too much over it, each time, and in all."""
 Tiles = dict[str, Tensor]
 Precondition = Callable[[Mapping[str, Tensor]], Tiles]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of an F.
+
+    Attributes:
+        is_linear: so that it bends nowhere.
+        is_convex: so that a curvature that is not positive is rounding.
+        num_sides: of each problem, that have one part of B: the columns of the first side, then those of the other.
+    """
+
+    is_linear: bool
+    is_convex: bool
+    num_sides: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,23 +54,29 @@ class Secant:
     lengths_k: Tensor  # |B|
     rho_k: Tensor  # residual times preconditioned residual
     is_running_k: Tensor
+    is_check_k: Tensor  # whether the next evaluation is from 0 to D
     is_positive_k: Tensor  # whether F had positive curvature along all directions so far
     is_stuck_k: Tensor  # whether rounding is in the way
-    checked_k: Tensor  # relative residual where F was last evaluated at D
-    ended_k: Tensor  # the same, the last time that the end was thought to be reached
+    ended_k: Tensor  # relative residual where F was last evaluated at D
     shrunk_k: Tensor  # part of the given B that is solved for
-    is_check: bool = False  # whether the next evaluation is at D
-    is_fresh: bool = True  # whether the last one was
-    is_wary: bool = False  # whether interpolation has failed before
     evaluations: int = 0
 
-    def point(self, *, is_linear: bool) -> Tiles:
-        """Where F is to be evaluated next."""
-        if self.is_check:
-            return self.solution
-        if is_linear:
-            return self.direction
-        return {name: tile + self.direction[name] for name, tile in self.solution.items()}
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to evaluate."""
+        return not bool((self.is_running_k | self.is_check_k).any())
+
+    def move(self) -> tuple[Mapping[str, Tensor] | None, Tiles]:
+        """Displacements, from where (None: from 0) and by how much, whose change of F is needed next."""
+        if not bool(self.is_check_k.any()):
+            return self.solution, self.direction
+        if bool(self.is_check_k.all()):
+            return None, self.solution
+        start = {name: tile * (~self.is_check_k).to(tile) for name, tile in self.solution.items()}
+        return start, {
+            name: torch.where(self.is_check_k.to(tile.device), self.solution[name], tile)
+            for name, tile in self.direction.items()
+        }
 
     @property
     def relative_k(self) -> Tensor:
@@ -98,6 +113,7 @@ def begin(columns: Mapping[str, Tensor], precondition: Precondition) -> Secant:
     residual = {name: tile.clone() for name, tile in columns.items()}
     direction = precondition(residual)
     lengths_k = dots(residual, residual).sqrt()
+    is_none_k = torch.zeros_like(lengths_k, dtype=torch.bool)
     return Secant(
         solution={name: torch.zeros_like(tile) for name, tile in residual.items()},
         residual=residual,
@@ -105,9 +121,9 @@ def begin(columns: Mapping[str, Tensor], precondition: Precondition) -> Secant:
         scale_k=torch.ones_like(lengths_k),
         rho_k=dots(residual, direction),
         is_running_k=lengths_k > 0,  # an output that no weight moves has no variance
-        is_positive_k=torch.ones_like(lengths_k, dtype=torch.bool),
-        is_stuck_k=torch.zeros_like(lengths_k, dtype=torch.bool),
-        checked_k=torch.ones_like(lengths_k),
+        is_check_k=is_none_k,
+        is_positive_k=~is_none_k,
+        is_stuck_k=is_none_k,
         ended_k=torch.full_like(lengths_k, torch.inf),
         shrunk_k=torch.ones_like(lengths_k),
         lengths_k=lengths_k.clamp_min(torch.finfo(lengths_k.dtype).tiny),
@@ -116,117 +132,85 @@ def begin(columns: Mapping[str, Tensor], precondition: Precondition) -> Secant:
 
 def step(
     at: Secant,
-    value: Mapping[str, Tensor],
+    change: Tiles,
     rhs: Mapping[str, Tensor],
     precondition: Precondition,
     tolerance: float,
-    *,
-    is_linear: bool,
-    is_convex: bool,
+    kind: Kind,
 ) -> Secant:
-    """Go on, given F where it was to be evaluated.
+    """Go on, given what the move that was asked for changes F by.
 
     Args:
         at: where it stands.
-        value: F by tiles.
+        change: of F, by tiles; it is overwritten.
         rhs: B, as it was given at the beginning.
         precondition: M^-1.
         tolerance: of |B - F(D)| / |B|.
-        is_linear: whether F is, and was evaluated at a direction.
-        is_convex: whether a curvature that is not positive can only be rounding, or of a D that has gone astray.
+        kind: what F is.
     """
-    at = replace(at, evaluations=at.evaluations + 1)
-    change = dict(value)
-    if at.is_check or not is_linear:  # less what F(D) is known to be
-        change = {name: tile - (rhs[name] * at.shrunk_k.to(tile) - at.residual[name]) for name, tile in change.items()}
-    if at.is_check:
-        return _checked(at, change, rhs, precondition, tolerance, is_linear=is_linear)
+    checks_k = at.is_check_k
+    if bool(checks_k.any()):  # what is left is by how much F(D) is above what it was known to be
+        for name, tile in change.items():
+            tile -= (rhs[name] * at.shrunk_k.to(tile) - at.residual[name]) * checks_k.to(tile)
     curvature_k = dots(at.direction, change)
-    is_bent_k = at.is_running_k & ~(curvature_k > 0)
-    if bool(is_bent_k.any()) and not is_linear:
-        if not at.is_fresh:  # nothing follows from F(D) interpolated
-            return replace(at, is_check=True, is_wary=True)
-        is_astray_k = is_bent_k & (at.relative_k > ASTRAY) & (at.shrunk_k > SMALLEST) & is_convex
-        if bool(is_astray_k.any()):
-            return _again(at, is_astray_k, rhs, precondition)
-    is_running_k = at.is_running_k & ~is_bent_k
-    amount_k = torch.where(is_running_k, dots(at.residual, at.direction) / curvature_k.clamp_min(1e-300), 0.0)
-    residual = _plus(at.residual, change, -amount_k)
+    is_bent_k = at.is_running_k & ~checks_k & ~(curvature_k > 0)
+    moves_k = at.is_running_k & ~checks_k & ~is_bent_k
+    amount_k = torch.where(moves_k, dots(at.residual, at.direction) / curvature_k.clamp_min(1e-300), 0.0)
     moved = replace(
         at,
         solution=_plus(at.solution, at.direction, amount_k),
-        residual=residual,
-        is_positive_k=at.is_positive_k if is_convex else at.is_positive_k & ~is_bent_k,
-        is_stuck_k=at.is_stuck_k | is_bent_k,
-        is_fresh=False,
+        residual=_plus(at.residual, change, -torch.where(checks_k, 1.0, amount_k)),
+        evaluations=at.evaluations + 1,
     )
+    steepest = precondition(moved.residual)
     relative_k = moved.relative_k
-    is_running_k = is_running_k & (relative_k > tolerance)
-    steepest = precondition(residual)
-    conjugacy_k = torch.where(is_running_k, (-amount_k * dots(steepest, change) / at.rho_k).clamp_min(0), 0.0)
-    is_far_k = is_running_k & (relative_k < FALLEN * at.checked_k)
-    is_grown_k = is_running_k & (relative_k > GROWN * at.checked_k) & (not is_linear)
-    is_due = not bool(is_running_k.any()) or (at.is_wary and bool(is_far_k.any())) or bool(is_grown_k.any())
-    scale_k = torch.where(is_running_k, amount_k * at.scale_k, at.scale_k)
-    return replace(
+    is_flat_k = is_bent_k & (not kind.is_convex)
+    begins_k = is_flat_k & (at.shrunk_k > SMALLEST) & (not kind.is_linear)
+    is_positive_k = at.is_positive_k & ~(is_flat_k & ~begins_k)
+    # Where the last end was about as good, rounding is in the way.
+    is_stuck_k = at.is_stuck_k | is_bent_k | (checks_k & (relative_k > at.ended_k / 2))
+    is_running_k = (checks_k | moves_k) & is_positive_k & ~is_stuck_k & (relative_k > tolerance)
+    conjugacy_k = torch.where(moves_k, (-amount_k * dots(steepest, change) / at.rho_k).clamp_min(0), 0.0)
+    scale_k = torch.where(moves_k & is_running_k, amount_k * at.scale_k, at.scale_k)
+    found = replace(
         moved,
         direction={
             name: (tile + at.direction[name] * (conjugacy_k / at.scale_k).to(tile)) * scale_k.to(tile)
             for name, tile in steepest.items()
         },
         scale_k=scale_k,
-        rho_k=dots(residual, steepest),
+        rho_k=dots(moved.residual, steepest),
         is_running_k=is_running_k,
-        is_check=is_due,
-    )
-
-
-def _checked(
-    at: Secant,
-    excess: Mapping[str, Tensor],
-    rhs: Mapping[str, Tensor],
-    precondition: Precondition,
-    tolerance: float,
-    *,
-    is_linear: bool,
-) -> Secant:
-    """After F(D) was evaluated: `excess` is by how much it is above what it was known to be."""
-    believed_k = at.relative_k
-    residual = {name: tile - excess[name] for name, tile in at.residual.items()}
-    found = replace(at, residual=residual, is_check=False, is_fresh=True)
-    relative_k = found.relative_k
-    wrong_k = dots(excess, excess).sqrt() / at.lengths_k
-    is_wrong_k = ~(wrong_k <= WRONG * relative_k)  # also where a number is not finite
-    is_astray_k = is_wrong_k & ~(relative_k <= ASTRAY) & (at.shrunk_k > SMALLEST) & at.is_positive_k & (not is_linear)
-    # Where the end was thought to be reached and the last end was no worse, rounding is in the way.
-    is_stuck_k = at.is_stuck_k | ((believed_k <= tolerance) & (relative_k > tolerance) & (relative_k > at.ended_k / 2))
-    is_running_k = at.is_positive_k & ~is_stuck_k & (relative_k > tolerance)
-    steepest = precondition(residual)
-    # The direction stays conjugate to those before, but for what was not known of the residual.
-    direction = _plus(at.direction, precondition(excess), -at.scale_k)
-    is_uphill_k = ~(dots(residual, direction) > 0) | ~(wrong_k <= ASTRAY)
-    for name, tile in direction.items():
-        chosen_k = is_uphill_k.to(tile.device)
-        tile[:, chosen_k] = steepest[name][:, chosen_k]
-    found = replace(
-        found,
-        direction=direction,
-        scale_k=torch.where(is_uphill_k, 1.0, at.scale_k),
-        rho_k=dots(residual, steepest),
-        is_running_k=is_running_k,
+        is_check_k=(moves_k & ~is_running_k) | (is_bent_k & kind.is_convex),
+        is_positive_k=is_positive_k,
         is_stuck_k=is_stuck_k,
-        checked_k=relative_k,
-        ended_k=torch.where(believed_k <= tolerance, relative_k, at.ended_k),
-        is_wary=at.is_wary or bool(is_running_k.any()),
+        ended_k=torch.where(checks_k, relative_k, at.ended_k),
     )
-    return _again(found, is_astray_k, rhs, precondition) if bool(is_astray_k.any()) else found
+    follows_k = checks_k & is_running_k
+    if bool(follows_k.any()):
+        found = _corrected(found, at, change, follows_k, precondition)
+    return _again(found, begins_k, rhs, precondition, kind.num_sides) if bool(begins_k.any()) else found
 
 
-def _again(at: Secant, which_k: Tensor, rhs: Mapping[str, Tensor], precondition: Precondition) -> Secant:
-    """Some columns, in place, from D = 0 with a tenth of B, along which F is straighter; from afar nothing goes on."""
+def _corrected(found: Secant, at: Secant, excess: Tiles, which_k: Tensor, precondition: Precondition) -> Secant:
+    """Directions, in place, of columns that were checked: conjugate to those before, but for what was not known."""
+    mine, scale_k = _of(excess, which_k), at.scale_k[which_k]
+    correction = precondition(mine)
+    direction = _plus(_of(at.direction, which_k), correction, -scale_k)
+    is_steepest_k = ~(dots(_of(found.residual, which_k), direction) > 0)
+    for name, tile in found.direction.items():  # which are the steepest, as long as those before
+        steepest = tile[:, which_k.to(tile.device)] / scale_k.to(tile)
+        tile[:, which_k.to(tile.device)] = torch.where(is_steepest_k.to(tile.device), steepest, direction[name])
+    return replace(found, scale_k=found.scale_k.masked_scatter(which_k, torch.where(is_steepest_k, 1.0, scale_k)))
+
+
+def _again(
+    at: Secant, begins_k: Tensor, rhs: Mapping[str, Tensor], precondition: Precondition, num_sides: int
+) -> Secant:
+    """Columns, in place, with all their sides, from D = 0 with a tenth of B, along which F is straighter."""
+    which_k = begins_k.view(num_sides, -1).any(dim=0).repeat(num_sides)
     shrunk_k = torch.where(which_k, at.shrunk_k * SHRINK, at.shrunk_k)
-    chosen = {name: tile[:, which_k.to(tile.device)] * shrunk_k[which_k].to(tile) for name, tile in rhs.items()}
-    start = begin(chosen, precondition)
+    start = begin({name: tile * shrunk_k[which_k].to(tile) for name, tile in _of(rhs, which_k).items()}, precondition)
     for old, new in ((at.solution, start.solution), (at.residual, start.residual), (at.direction, start.direction)):
         for name, tile in old.items():
             tile[:, which_k.to(tile.device)] = new[name]
@@ -236,14 +220,16 @@ def _again(at: Secant, which_k: Tensor, rhs: Mapping[str, Tensor], precondition:
         lengths_k=at.lengths_k.masked_scatter(which_k, start.lengths_k),
         rho_k=at.rho_k.masked_scatter(which_k, start.rho_k),
         is_running_k=at.is_running_k | which_k,
+        is_check_k=at.is_check_k & ~which_k,
+        is_positive_k=at.is_positive_k | which_k,
         is_stuck_k=at.is_stuck_k & ~which_k,
-        checked_k=at.checked_k.masked_fill(which_k, 1.0),
         ended_k=at.ended_k.masked_fill(which_k, torch.inf),
         shrunk_k=shrunk_k,
-        is_check=False,
-        is_fresh=False,
-        is_wary=True,
     )
+
+
+def _of(columns: Mapping[str, Tensor], which_k: Tensor) -> Tiles:
+    return {name: tile[:, which_k.to(tile.device)] for name, tile in columns.items()}
 
 
 def _plus(left: Tiles, right: Mapping[str, Tensor], amount_k: Tensor) -> Tiles:

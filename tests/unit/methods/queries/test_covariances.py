@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from afterfit import HessianFree, ImplicitHessian, fit
 from afterfit.algebra import Batch, Unsaved
 from afterfit.errors import ConfigError, NumericalError
-from afterfit.methods.queries.amortised import Answers, Estimate, Queries, Reached, estimated, hadamard_signs, needed
-from afterfit.methods.queries.chosen import Outputs, gradients_of, known, places_of
+from afterfit.methods.queries.amortised import Answers, Estimate, Queries, estimated, hadamard_signs, needed
+from afterfit.methods.queries.chosen import Outputs, _through, gradients_of, known, places_of
 from afterfit.methods.queries.covariance import Answer, QueryCovariances, answered
 from afterfit.methods.queries.plateau import Tried, widest
 from afterfit.methods.queries.preconditioner import Preconditioner
@@ -186,13 +186,14 @@ def test_what_a_variance_lacks_is_within_the_bound_that_is_told(kind, prior, mon
         answer = answer_of(dense, solver, batch)
         lacking = 1 - answer.covariance(solver, batch).diagonal(dim1=1, dim2=2).flatten() / right
         assert (lacking <= answer.reached.error_k + 1e-6).all()
+        print(kind, prior, max_passes, float((answer.reached.error_k / lacking.clamp_min(1e-4)).max()))
         assert float(lacking.max()) > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("prior", [1e-5, 3e-5])
-def test_refits_over_which_the_loss_bends_begin_again_with_less(prior, dtype, monkeypatch):
-    """Of weak priors outputs move far: steps along secants went astray, by a factor of a thousand."""
+def test_refits_of_very_weak_priors_are_right_in_either_precision(prior, dtype, monkeypatch):
+    """Outputs move far; and the largest eigenvalue is ten million times the smallest."""
     case = case_named("conv_net")
     dense = Dense(case)
     monkeypatch.setattr(dense, "prior", lambda _: prior)
@@ -206,7 +207,45 @@ def test_refits_over_which_the_loss_bends_begin_again_with_less(prior, dtype, mo
             {name: _as(value, dtype) for name, value in case.examples.batch(range(4)).inputs.items()}
         )
     variance = found.covariance.diagonal(dim1=1, dim2=2).flatten()
-    assert float((variance / right - 1).abs().max()) < (1e-2 if dtype == torch.float64 else 0.1)
+    assert float((variance / right - 1).abs().max()) < 1e-2
+
+
+def test_lambdas_over_which_the_network_bends_are_made_smaller():
+    """Where the Hessian is positive, curvature that is not so is lambda's fault."""
+    dense = Dense(case_named("conv_net"))
+    least = float(torch.linalg.eigvalsh(dense.curvature["hessian"])[0])
+    dense.prior = lambda _: -1.1 * least
+    solver, batch = dense.solver("exact", 3e-3), dense.case.examples.batch(range(4))
+    found = influence(solver, columns_of(solver, batch), "two", 1e-2, Unsaved()).checked()
+    assert len({float(weight) for weight in found.weights_k[0]}) > 1
+    shrunk_k = found.weights_k[0] / found.weights_k[1].neg()
+    torch.testing.assert_close(shrunk_k, torch.ones_like(shrunk_k))  # both sides, so that what is odd cancels
+    moved = found.moved(solver, batch).flatten(0, 1).diagonal()
+    assert float((moved / dense.covariance("exact", 4).diagonal() - 1).abs().max()) < 1e-3
+
+
+def test_a_query_takes_as_many_passes_as_alone_whatever_is_solved_beside_it(monkeypatch):
+    dense = Dense(case_named("conv_net"))
+    monkeypatch.setattr(dense, "prior", lambda _: 1e-4)
+    solver, batch = dense.solver("linearised", 3e-3, rank=8), dense.case.examples.batch(range(2))
+    columns = columns_of(solver, batch)
+    together = influence(solver, columns, "two", 1e-2, Unsaved())
+    alone = [
+        influence(solver, {name: tile[:, k : k + 1] for name, tile in columns.items()}, "two", 1e-2, Unsaved())
+        for k in range(len(together.residual_k))
+    ]
+    assert together.passes == max(one.passes for one in alone)
+    assert min(one.passes for one in alone) < together.passes
+    torch.testing.assert_close(together.residual_k, torch.cat([one.residual_k for one in alone]), rtol=1e-3, atol=0)
+
+
+def test_columns_of_outputs_with_units_of_their_own_are_told_from_rounding():
+    torch.manual_seed(0)
+    root = torch.randn(1, 4, 6, dtype=torch.float64) * torch.tensor([1.0, 1e-4, 1e3, 1.0], dtype=torch.float64)[:, None]
+    whole, places = root @ root.mT, torch.tensor([[1, 2]])
+    through = _through(whole[:, :, [1, 2]], places)
+    torch.testing.assert_close(through[:, :, [1, 2]], whole[:, :, [1, 2]])
+    assert float(torch.linalg.eigvalsh(whole - through).min()) > -1e-9 * float(whole.amax())
 
 
 def _as(value: Any, dtype: torch.dtype) -> Any:
@@ -356,14 +395,14 @@ def test_more_refits_are_needed_the_more_the_answers_vary():
     steady = torch.zeros(3, 4) + torch.tensor([0.01, -0.01, 0.01, -0.01])
     assert needed(Estimate(torch.ones(3), steady.std(dim=1) / 2), 4) == 4
     assert needed(Estimate(torch.ones(3), 200 * steady.std(dim=1) / 2), 4) > 50
+    assert needed(Estimate(torch.tensor([-1.0, -1.0, 1.0]), torch.ones(3)), 2) == 3  # nothing is known yet
 
 
 def test_what_is_known_is_taken_out_only_where_it_helps():
     noise = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
-    reached = Reached(torch.zeros(4), torch.zeros(4))
-    close = Answers(torch.tensor([2.0]), 2 + noise, 2 + 0.9 * noise, reached).estimate()
+    close = Answers(torch.tensor([2.0]), 2 + noise, 2 + 0.9 * noise, torch.zeros(4)).estimate()
     assert float(close.error_Q) < 0.2
-    far = Answers(torch.tensor([9.0]), 2 + noise, 9 + 5 * noise, reached).estimate()
+    far = Answers(torch.tensor([9.0]), 2 + noise, 9 + 5 * noise, torch.zeros(4)).estimate()
     torch.testing.assert_close(far.variance_Q, torch.tensor([2.0]))
 
 

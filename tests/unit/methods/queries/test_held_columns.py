@@ -61,4 +61,4 @@ def test_columns_take_what_is_counted(kind):
     number = 4 if kind in ("ggn", "linearised") else 8
     held = live.peak / (number * solver.bench.layout.num_weights * num_columns)
     print(f"{kind}: {held:.1f} tensors a column")
-    assert 0.75 * HELD_TENSORS <= held <= HELD_TENSORS
+    assert 0.7 * HELD_TENSORS <= held <= HELD_TENSORS
