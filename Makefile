@@ -8,17 +8,25 @@ BIN := $(VENV)/bin
 # Without compiling, which takes as long as all the rest: Python compiles what is imported.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-# Tests: Ray starts on loopback only, never joins another cluster, nothing is fetched, few threads for few cores.
-TEST_ENV := env -u RAY_ADDRESS RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1 \
+# Tests: Ray starts on loopback only, never joins another cluster, nothing is fetched, few threads for few cores; Ray's
+# workers are as nice as all others, or another job on the machine makes minutes of seconds.
+TEST_ENV := env -u RAY_ADDRESS RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 HF_HUB_OFFLINE=1 \
 	MPLBACKEND=agg OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q --durations=15
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test tests-of-ray other-tests lint clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/afterfit run configs/quickstart.yaml
 
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -q --durations=15
+	$(MAKE) -j2 -k tests-of-ray other-tests
+
+# Side by side: what Ray's processes wait for leaves time to the others.
+tests-of-ray:
+	$(PYTEST) -o cache_dir=.pytest_cache/ray -m ray
+other-tests:
+	$(PYTEST) -o cache_dir=.pytest_cache/others -m "not ray"
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check

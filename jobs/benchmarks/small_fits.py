@@ -80,7 +80,6 @@ FITS: Final[Mapping[str, Mapping[str, Any]]] = {
     "slang": {
         **SHARED,
         "name": "slang",
-        "training": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-2},
         "method": {
             "name": "slang",
             "rank": 3,

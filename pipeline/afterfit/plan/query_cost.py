@@ -19,8 +19,8 @@ TABLE_BYTES = 5 * 8
 def _solved(recipe: Solving, num_columns: int, num_groups: int, sizes: Sizes) -> Counted:
     """Passes over the training data for each group; what a step holds of each column, and U."""
     count = sizes.num_examples("train")
-    if recipe.kind in ("ggn", "linearised"):
-        each = sizes.ggn_times(count, num_columns, 1)
+    if recipe.kind in ("ggn", "linearised"):  # the latter takes J of where it stands too: three products for two
+        each = sizes.ggn_times(count, num_columns * 3 // 2 if recipe.kind == "linearised" else num_columns, 1)
     else:  # a gradient before and after for each column; a product with the Hessian is about two
         each = 3 * sizes.forward(count) * (2 * num_columns + 1)
     steps = 4.0 * sizes.num_weights * sizes.num_features * num_columns

@@ -119,7 +119,7 @@ class _WithRows:
 
 @dataclass(frozen=True)
 class OutputResponse(_WithRows):
-    """`ggn` and `linearised`: through J alone. Cost: C rows an example, 4 B C P k."""
+    """`ggn` and `linearised`: through J alone. Cost: C rows an example, 4 B C P k, or 6 B C P k."""
 
     def add(self, batch: Batch, start: Tiles | None, move: Tiles, into: Tiles) -> None:
         """See `Response`. The difference is made of outputs, in float64, before anything is summed in less."""
