@@ -1,6 +1,5 @@
 """Variances by refits and by conjugate gradients, against dense inverses of the GGN and of the exact Hessian."""
 
-import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -8,108 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterfit import HessianFree, ImplicitHessian, fit
-from afterfit.algebra import Batch, Unsaved
+from afterfit.algebra import Unsaved
 from afterfit.errors import ConfigError, NumericalError
-from afterfit.methods.queries.amortised import Answers, Estimate, Queries, estimated, hadamard_signs, needed
-from afterfit.methods.queries.chosen import Outputs, _through, gradients_of, known, places_of
-from afterfit.methods.queries.covariance import Answer, QueryCovariances, answered
-from afterfit.methods.queries.plateau import Tried, widest
-from afterfit.methods.queries.preconditioner import Preconditioner
+from afterfit.methods.queries.chosen import _through, known
 from afterfit.methods.queries.refits import influence, told
-from afterfit.methods.queries.response import Kind, response_on
-from afterfit.methods.queries.solving import Solver
-from afterfit.network.likelihoods import Gaussian
-from afterfit.plan.bench import Bench
-from afterfit.plan.resolve import request_from_objects
-from afterfit.seeds import Seed
-from cases import NETWORK_CASES, NetworkCase, case_named
+from cases import NETWORK_CASES, case_named
+from dense_queries import Dense, answer_of, columns_of
 
 GRID = (1e-1, 1e-2, 1e-3, 1e-4)
-
-
-class Dense:
-    """Everything of a tiny network, by plain autograd."""
-
-    def __init__(self, case: NetworkCase) -> None:
-        self.case, self.network = case, case.network()
-        self.batch = case.examples.batch(range(case.num_examples))
-        layout = self.network.layout
-
-        def outputs(flat: Tensor) -> Tensor:
-            cut = {tile.name: flat[tile.offset : tile.offset + tile.size] for tile in layout}
-            return self.network(self.batch.inputs, layout.assemble(cut))
-
-        def loss(flat: Tensor) -> Tensor:
-            return -case.likelihood.log_density(outputs(flat), self.batch.targets).sum()  # type: ignore[arg-type]
-
-        theta = torch.cat([layout.cut(self.network.weights, tile) for tile in layout])
-        with sdpa_kernel(SDPBackend.MATH):
-            rows: Any = torch.autograd.functional.jacobian(outputs, theta)
-            hessian: Any = torch.autograd.functional.hessian(loss, theta)
-        self.rows_NCP: Tensor = rows
-        lambda_NCC = case.likelihood.hessian(outputs(theta))
-        ggn = torch.einsum("ncp,ncd,ndq->pq", rows, lambda_NCC, rows)
-        self.curvature: dict[str, Tensor] = {"ggn": ggn, "linearised": ggn, "hessian": hessian, "exact": hessian}
-
-    def prior(self, kind: Kind) -> float:
-        """That makes the curvature positive."""
-        return max(1.0, 0.1 - 1.3 * float(torch.linalg.eigvalsh(self.curvature[kind])[0]))
-
-    def covariance(self, kind: Kind, num: int) -> Tensor:
-        """Of all outputs of the first examples together."""
-        rows = self.rows_NCP[:num].flatten(0, 1)
-        precision = self.curvature[kind] + self.prior(kind) * torch.eye(rows.shape[1])
-        return rows @ torch.linalg.solve(precision.double(), rows.T)
-
-    def solver(self, kind: Kind, tolerance: float, rank: int = 12) -> Solver:
-        """Preconditioned by a few eigenpairs."""
-        request = request_from_objects(
-            self.case.module(),
-            {"train": self.case.items},
-            ImplicitHessian(),
-            _known(self.case),
-            output=self.case.output,
-        )
-        bench: Any = Bench(request.bench("", {}))
-        values, vectors = torch.linalg.eigh(self.curvature["ggn"])
-        kept = min(rank, len(values) - 1)
-        basis = vectors.flip(1)[:, :kept]
-        tiles = {tile.name: basis[tile.offset : tile.offset + tile.size].clone() for tile in bench.layout}
-        values_K = values.flip(0)[:kept]
-        preconditioner = Preconditioner(tiles, values_K, self.prior(kind), float(values_K[-1].clamp_min(0)))
-        response = response_on(bench, _known(self.case), kind)
-        return Solver(
-            bench=bench, response=response, preconditioner=preconditioner, tolerance=tolerance, max_passes=400
-        )
-
-
-def _known(case: NetworkCase) -> Any:
-    return Gaussian(0.3) if isinstance(case.likelihood, Gaussian) else case.likelihood
-
-
-def columns_of(solver: Solver, batch: Batch) -> dict[str, Tensor]:
-    """Of all outputs."""
-    columns, _ = gradients_of(solver, batch, places_of(solver, batch, None))
-    return columns
-
-
-def answer_of(dense: Dense, solver: Solver, batch: Batch, outputs: Outputs = None) -> Answer:
-    """With lambda times deviation of 1e-3."""
-    recipe = QueryCovariances(
-        likelihood=_known(dense.case),
-        kind=solver.response.kind,
-        sides="two",
-        tolerance=solver.tolerance,
-        max_passes=solver.max_passes,
-        lambda_sd=1e-3,
-        role="train",
-        num_examples=None,
-        outputs=outputs,
-    )
-    return answered(solver, batch, recipe, Unsaved())
 
 
 def relative(found: Tensor, right: Tensor) -> float:
@@ -338,74 +245,6 @@ def test_an_indefinite_hessian_is_found_and_refused():
             answer_of(dense, solver, batch)
 
 
-def test_the_widest_plateau_is_found_and_its_middle_taken():
-    grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    flat = torch.tensor([[1.3, 2.6], [1.001, 2.0], [1.0, 2.0], [0.999, 2.01], [0.5, 1.0]], dtype=torch.float64)
-    every = torch.ones(5, dtype=torch.bool)
-    level = widest(grid, flat, every)
-    assert level.decades == pytest.approx(2)
-    assert level.lambda_sd == pytest.approx(1e-2)
-    assert level.spread == pytest.approx(5e-3, rel=0.01)
-    steep = torch.tensor([[1.0], [2.0], [3.0], [9.0], [27.0]])
-    assert widest(grid, steep, every).spread > 0.1
-    some = torch.tensor([True, True, True, False, False])  # the other two left the valley
-    assert widest(grid, flat, some).decades == pytest.approx(1)
-    ended = torch.tensor([1e-3, 1e-3, 1e-3, 9.0, 9.0])
-    assert Tried(flat, ended, some).is_positive
-    assert not Tried(flat, ended, torch.tensor([True, False, True, True, True])).is_positive
-    assert Tried(flat, ended, every).is_usable_g(3e-3).tolist() == [True, True, True, False, False]
-    assert Tried(flat, ended, some).is_usable_g(1e-9).tolist() == some.tolist()  # none went to its end
-
-
-def test_signs_of_all_columns_together_are_the_identity():
-    signs_QR = hadamard_signs(11, range(16), Seed(3))
-    torch.testing.assert_close(signs_QR @ signs_QR.T / 16, torch.eye(11, dtype=torch.float64))
-    assert torch.equal(hadamard_signs(11, range(4, 9), Seed(3)), signs_QR[:, 4:9])
-
-
-def test_estimates_by_signs_are_exact_with_all_of_them_and_their_error_is_as_stated():
-    dense = Dense(case_named("mlp"))
-    solver = dense.solver("ggn", 1e-9)
-    num = 5
-    queries = Queries(solver, "train", num)
-    size = num * dense.case.num_outputs
-    full = dense.covariance("ggn", num).diagonal()
-    known_Q = queries.known()
-    assert (known_Q > full).all()  # what is not among the eigenpairs only lowers variances
-
-    def answers(chosen: range, seed: int) -> Tensor:
-        signs_QR = hadamard_signs(size, chosen, Seed(seed))
-        rhs = queries.summed(signs_QR)
-        found = influence(solver, rhs, "one", 1.0, Unsaved())
-        known = solver.preconditioner.low_rank()(rhs)
-        moved = [found.moved(solver, batch) - solver.response.times(batch, known) for batch in queries]
-        return signs_QR * torch.cat([part.flatten(0, 1) for part in moved])
-
-    every = estimated(known_Q, answers(range(32), 0))
-    torch.testing.assert_close(every.variance_Q, full, rtol=1e-6, atol=0)
-    assert float(every.error_Q.max()) == 0
-    found = [estimated(known_Q, answers(range(8), seed)) for seed in range(60)]
-    errors = torch.stack([one.variance_Q - full for one in found])
-    stated = torch.stack([one.error_Q for one in found])
-    assert float(errors.square().mean().sqrt() / stated.square().mean().sqrt()) == pytest.approx(1, abs=0.15)
-    assert (errors.mean(dim=0).abs() < 5 * errors.std(dim=0) / math.sqrt(len(found))).all()
-
-
-def test_more_refits_are_needed_the_more_the_answers_vary():
-    steady = torch.zeros(3, 4) + torch.tensor([0.01, -0.01, 0.01, -0.01])
-    assert needed(Estimate(torch.ones(3), steady.std(dim=1) / 2), 4) == 4
-    assert needed(Estimate(torch.ones(3), 200 * steady.std(dim=1) / 2), 4) > 50
-    assert needed(Estimate(torch.tensor([-1.0, -1.0, 1.0]), torch.ones(3)), 2) == 3  # nothing is known yet
-
-
-def test_what_is_known_is_taken_out_only_where_it_helps():
-    noise = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
-    close = Answers(torch.tensor([2.0]), 2 + noise, 2 + 0.9 * noise, torch.zeros(4)).estimate()
-    assert float(close.error_Q) < 0.2
-    far = Answers(torch.tensor([9.0]), 2 + noise, 9 + 5 * noise, torch.zeros(4)).estimate()
-    torch.testing.assert_close(far.variance_Q, torch.tensor([2.0]))
-
-
 def test_no_error_is_raised_for_outputs_that_no_weight_moves():
     dense = Dense(case_named("mlp"))
     solver = dense.solver("ggn", 1e-6)
@@ -413,10 +252,3 @@ def test_no_error_is_raised_for_outputs_that_no_weight_moves():
     columns = {name: torch.cat([tile, torch.zeros_like(tile[:, :1])], dim=1) for name, tile in columns.items()}
     found = influence(solver, columns, "one", 1.0, Unsaved())
     assert all(bool((tile[:, -1] == 0).all()) for tile in found.refits[0].values())
-
-
-def test_lambdas_out_of_order_are_refused():
-    from afterfit import HessianFree
-
-    with pytest.raises(ConfigError, match="not ascending"):
-        HessianFree(lambda_sd=(1e-2, 1e-3)).check(40, 2)
