@@ -96,9 +96,8 @@ def _through(columns_BCA: Tensor, places_BA: Tensor) -> Tensor:
     with one_thread():  # more of them change bits
         values_BA, vectors_BAA = torch.linalg.eigh(scale_BA[:, :, None] * chosen_BAA * scale_BA[:, None])
     is_told_BA = values_BA > RELATIVE * values_BA[:, -1:].clamp_min(0)
-    roots_BCA = (columns_BCA * scale_BA[:, None] @ vectors_BAA) * torch.where(is_told_BA, values_BA, torch.inf).rsqrt()[
-        :, None
-    ]
+    inverse_BA = torch.where(is_told_BA, values_BA, torch.inf).rsqrt()
+    roots_BCA = (columns_BCA * scale_BA[:, None] @ vectors_BAA) * inverse_BA[:, None]
     return roots_BCA @ roots_BCA.mT
 
 
